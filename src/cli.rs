@@ -1,0 +1,318 @@
+//! The command line: what can be asked, what is answered where, and the exit code.
+//!
+//! Answers for people and programs go to standard output, through `out` only; logs and errors go to standard error.
+
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::settings::{self, Loaded, Place, Problem, Problems, Source};
+
+pub mod audit;
+mod check;
+mod completions;
+mod config;
+pub mod events;
+pub mod exit;
+mod line;
+mod log;
+mod out;
+mod prepare;
+pub mod profile;
+mod run;
+pub mod status;
+
+pub use exit::{Coded, Exit};
+
+/// Admission control for Celery workers at the message broker.
+#[derive(Debug, Parser)]
+#[command(name = "worker-gate", version, propagate_version = false, arg_required_else_help = true)]
+#[command(after_help = exit::HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where settings come from.
+#[derive(Debug, Args)]
+struct SettingsArgs {
+    /// The settings file [default: /etc/worker-gate/worker-gate.toml, then ./worker-gate.toml]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often
+    #[arg(long, value_name = "KEY=VALUE", global = true, action = clap::ArgAction::Append)]
+    set: Vec<String>,
+}
+
+/// What can be asked.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The daemon: checks, and opens and shuts the ways to its workers
+    Run,
+    /// Run every check once and print the report; 1 if a required one did not pass
+    Check {
+        /// One JSON array of worker records
+        #[arg(long)]
+        json: bool,
+    },
+    /// The managed config
+    #[command(subcommand)]
+    Profile(ProfileCommand),
+    /// Every worker: admission, edge, reason, age of evidence, versions
+    Status {
+        /// One JSON array of worker records
+        #[arg(long)]
+        json: bool,
+    },
+    /// Subscribe to the fanout exchange and print what comes
+    Events {
+        /// One event a line
+        #[arg(long)]
+        json: bool,
+        /// Only events of this type, such as worker-quarantined
+        #[arg(long = "type", value_name = "T")]
+        kind: Option<String>,
+        /// Only events of this worker
+        #[arg(long, value_name = "W")]
+        worker: Option<String>,
+    },
+    /// Read the audit log
+    Audit {
+        /// Verify its hash chain instead; 1 if it is broken
+        #[arg(long)]
+        verify: bool,
+        /// Only entries of this worker
+        #[arg(long, value_name = "W")]
+        worker: Option<String>,
+    },
+    /// The settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// A script for your shell that completes worker-gate's commands
+    Completions {
+        /// Whose script
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `profile …`
+#[derive(Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// Its state, hashes and enforced keys
+    Show(WorkerArgs),
+    /// What apply would change
+    Diff(WorkerArgs),
+    /// Merge the enforced keys, and keep every other byte
+    Apply(WorkerArgs),
+}
+
+/// Which worker is meant.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// Only the profile of this worker [default: of all]
+    #[arg(long, value_name = "W")]
+    pub worker: Option<String>,
+    /// For `show`: JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `config …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum ConfigCommand {
+    /// Every setting that holds, with the layer that it came from
+    Show,
+    /// Every problem at once; 78 if there is one
+    Check,
+}
+
+/// What commands know of the process's surroundings; read once.
+#[derive(Debug)]
+pub struct Context {
+    /// Where settings come from; `env` is the whole environment.
+    pub source: Source,
+}
+
+impl Context {
+    /// Reads the surroundings.
+    fn new(args: SettingsArgs, env: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Problems> {
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let source = Source {
+            file: args.config,
+            search: settings::load::SEARCH.map(PathBuf::from).to_vec(),
+            env: environment(env)?,
+            set: args.set,
+            hostname: host.to_string_lossy().into_owned(),
+        };
+        Ok(Self { source })
+    }
+
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them; it ends the program with [`Exit::Settings`].
+    pub fn settings(&self) -> Result<Loaded, Problems> {
+        settings::load(&self.source)
+    }
+}
+
+/// The environment as text. A setting that is none is a problem; of other variables the bad bytes are replaced.
+fn environment(env: impl Iterator<Item = (OsString, OsString)>) -> Result<BTreeMap<String, String>, Problems> {
+    let mut read = BTreeMap::new();
+    for (name, value) in env {
+        let name = name.to_string_lossy().into_owned();
+        let value = match value.into_string() {
+            Ok(value) => value,
+            Err(_) if name.starts_with("WORKER_GATE__") || name == "CELERY_BROKER_URL" => {
+                return Err(Problems::from(Problem {
+                    place: Some(Place::Environment(name)),
+                    key: String::new(),
+                    what: "the value is not UTF-8".to_owned(),
+                    remedy: "write it as UTF-8".to_owned(),
+                }));
+            }
+            Err(value) => value.to_string_lossy().into_owned(),
+        };
+        read.insert(name, value);
+    }
+    Ok(read)
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(gathered(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            // Whoever asked has gone if this fails; there is nobody left to tell.
+            let _ = error.print();
+            return exit.into();
+        }
+    };
+    exit::report(answer(cli)).into()
+}
+
+/// Moves `--config` and `--set` behind the subcommand. clap takes global options on both sides of it, and of an option
+/// that stands on both sides forgets the first one without a word.
+fn gathered(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let (mut kept, mut moved) = (Vec::new(), Vec::new());
+    let mut arguments = arguments.peekable();
+    while let Some(argument) = arguments.next_if(|argument| argument != "--") {
+        let text = argument.to_string_lossy();
+        if text == "--config" || text == "--set" {
+            moved.push(argument);
+            moved.extend(arguments.next_if(|value| value != "--"));
+        } else if text.starts_with("--config=") || text.starts_with("--set=") {
+            moved.push(argument);
+        } else {
+            kept.push(argument);
+        }
+    }
+    kept.into_iter().chain(moved).chain(arguments).collect()
+}
+
+fn answer(cli: Cli) -> anyhow::Result<Exit> {
+    let context = Context::new(cli.settings, std::env::vars_os())?;
+    log::start(&context.source.env)?;
+    dispatch(cli.command, &context)
+}
+
+/// The one place that knows which command is whose.
+fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    match command {
+        Command::Run => {
+            let runtime = runtime()?;
+            let answer = runtime.block_on(run::run(context));
+            // A file system or a name server that does not answer must not hold up a gate that has stopped.
+            runtime.shutdown_background();
+            answer
+        }
+        Command::Check { json } => runtime()?.block_on(check::check(context, json)),
+        Command::Profile(command) => profile_command(context, &command),
+        Command::Status { json } => runtime()?.block_on(status_command(context, json)),
+        Command::Events { json, kind, worker } => runtime()?.block_on(events_command(context, json, kind, worker)),
+        Command::Audit { verify, worker } => audit_command(context, verify, worker.as_deref()),
+        Command::Config(command) => config::run(command, context),
+        Command::Completions { shell } => completions::run(shell),
+    }
+}
+
+/// Two threads: one for the loop, and one that moves messages meanwhile.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+async fn status_command(context: &Context, json: bool) -> anyhow::Result<Exit> {
+    let settings = context.settings()?.settings;
+    let now = jiff::Timestamp::now();
+    match status::status(settings.gate.listen.as_deref(), json, now, &mut std::io::stdout()).await {
+        Ok(true) => Ok(Exit::Done),
+        Ok(false) => Ok(Exit::Unfit),
+        Err(status::StatusError::Output(error)) => out::failed(error),
+        Err(error) => Err(Coded::new(Exit::Unreachable, anyhow::Error::from(error).context("failed to")).into()),
+    }
+}
+
+async fn events_command(
+    context: &Context,
+    json: bool,
+    kind: Option<String>,
+    worker: Option<String>,
+) -> anyhow::Result<Exit> {
+    let settings = context.settings()?.settings;
+    let filter = events::Filter { kind, worker };
+    let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
+    let exchange = &settings.events.exchange;
+    match events::events(&settings.broker, exchange, &filter, json, &mut stdout, &mut stderr).await {
+        Ok(()) => Ok(Exit::Done),
+        Err(events::EventsError::Output(error)) => out::failed(error),
+        Err(error) => {
+            let exit = match &error {
+                events::EventsError::Connect(error) => run::broker_exit(error.retry(), error.is_permission()),
+                events::EventsError::Refused { .. } | events::EventsError::Output(_) => Exit::NotPermitted,
+            };
+            Err(Coded::new(exit, anyhow::Error::from(error).context("failed to")).into())
+        }
+    }
+}
+
+fn profile_command(context: &Context, command: &ProfileCommand) -> anyhow::Result<Exit> {
+    let (settings, identities) = prepare::prepare(context)?;
+    let Some(profile) = &settings.profile else {
+        out::text("no profile: profile.path is empty in the settings\n")?;
+        return Ok(Exit::Done);
+    };
+    let (ProfileCommand::Show(args) | ProfileCommand::Diff(args) | ProfileCommand::Apply(args)) = command;
+    let asked = profile::Command {
+        identities: &identities,
+        worker: args.worker.as_deref(),
+        profile,
+        state_dir: &settings.gate.state_dir,
+    };
+    let said = match command {
+        ProfileCommand::Show(args) => profile::show(asked, args.json),
+        ProfileCommand::Diff(_) => profile::diff(asked),
+        ProfileCommand::Apply(_) => profile::apply(asked, jiff::Timestamp::now()),
+    };
+    out::text(&said.stdout)?;
+    if !said.stderr.is_empty() {
+        out::error(said.stderr.trim_end());
+    }
+    Ok(said.exit)
+}
+
+fn audit_command(context: &Context, verify: bool, worker: Option<&str>) -> anyhow::Result<Exit> {
+    let settings = context.settings()?.settings;
+    let path = settings.gate.state_dir.join(crate::report::audit::FILE_NAME);
+    let mut stdout = std::io::stdout();
+    let outcome =
+        if verify { audit::verify(&path, &mut stdout) } else { audit::list(&path, worker, &mut stdout).map(|()| true) };
+    match outcome {
+        Ok(true) => Ok(Exit::Done),
+        Ok(false) => Ok(Exit::Unfit),
+        Err(audit::AuditCommandError::Output(error)) => out::failed(error),
+        Err(error) => Err(anyhow::Error::from(error).context("failed to")),
+    }
+}

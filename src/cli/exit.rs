@@ -1,0 +1,138 @@
+//! How the program ends: its exit codes, and the one printer of errors.
+
+use std::{fmt, io, process::ExitCode};
+
+use super::out;
+use crate::settings::Problems;
+
+/// The exit codes; those from 64 on are those of sysexits.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    #[default]
+    Done = 0,
+    /// A check failed, or a worker is not fit.
+    Unfit = 1,
+    /// Wrong usage of the command line.
+    Usage = 64,
+    /// The broker cannot be reached.
+    Unreachable = 69,
+    /// A defect, or something of the machine's that cannot be helped.
+    Internal = 70,
+    /// Not permitted, on this machine or by the broker.
+    NotPermitted = 77,
+    /// The settings are wrong.
+    Settings = 78,
+}
+
+/// The exit codes, for `--help`.
+pub(super) const HELP: &str = "\
+Exit codes: 0 done; 1 a check failed or a worker is not fit; 64 wrong usage; 69 broker unreachable;
+70 internal error; 77 not permitted; 78 settings wrong.";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error that knows its exit code. It may stand anywhere in a chain; the outermost one holds.
+#[derive(Debug)]
+pub struct Coded {
+    exit: Exit,
+    source: anyhow::Error,
+}
+
+impl Coded {
+    /// Gives an error its exit code; to be used as `result.map_err(|error| Coded::new(Exit::Unreachable, error))`.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, source: error.into() }
+    }
+}
+
+/// It says nothing of its own: the error inside stands in its place.
+impl fmt::Display for Coded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl std::error::Error for Coded {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.source()
+    }
+}
+
+/// Prints what went wrong, and says how the program ends.
+pub(super) fn report(answer: anyhow::Result<Exit>) -> Exit {
+    match answer {
+        Ok(exit) => exit,
+        Err(error) if error.downcast_ref::<out::Gone>().is_some() => Exit::Done,
+        Err(error) => {
+            out::error(&chain(&error));
+            code(&error)
+        }
+    }
+}
+
+/// The error and its causes, in one line each where they have only one. Of a cause that its effect quotes already,
+/// nothing is said twice.
+fn chain(error: &anyhow::Error) -> String {
+    if let Some(problems) = error.downcast_ref::<Problems>() {
+        return problems.to_string();
+    }
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = format!("worker-gate: {cause}");
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn code(error: &anyhow::Error) -> Exit {
+    for cause in error.chain() {
+        if let Some(coded) = cause.downcast_ref::<Coded>() {
+            return coded.exit;
+        }
+        if cause.is::<Problems>() {
+            return Exit::Settings;
+        }
+        if cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            return Exit::NotPermitted;
+        }
+    }
+    Exit::Internal
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn a_chain_says_nothing_twice() {
+        let inner = anyhow!("connection refused").context("failed to reach 127.0.0.1: connection refused");
+        assert_eq!(
+            chain(&inner.context("failed to start")),
+            "worker-gate: failed to start: failed to reach 127.0.0.1: connection refused"
+        );
+    }
+
+    #[test]
+    fn the_outermost_code_of_a_chain_holds() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let coded = Coded::new(Exit::Unreachable, anyhow::Error::from(denied).context("failed to connect"));
+        let error = Err::<(), _>(coded).context("failed to start").unwrap_err();
+        assert_eq!(code(&error), Exit::Unreachable);
+        assert!(chain(&error).starts_with("worker-gate: failed to start: failed to connect: "));
+        assert_eq!(code(&anyhow!("x")), Exit::Internal);
+        let denied = anyhow::Error::from(io::Error::from(io::ErrorKind::PermissionDenied)).context("failed to write");
+        assert_eq!(code(&denied), Exit::NotPermitted);
+    }
+}

@@ -1,0 +1,48 @@
+//! What `run`, `check` and `profile` need before they start: settings, and the users that checks run as.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::anyhow;
+
+use super::{Coded, Context, Exit};
+use crate::{
+    identity::{self, GateUser, Identity},
+    probe::Runner,
+    secret::{Redactor, Secret},
+    settings::{BrokerUrl, Settings},
+};
+
+/// Settings, and everybody whom they name.
+pub(super) fn prepare(context: &Context) -> anyhow::Result<(Settings, Vec<Identity>)> {
+    let settings = context.settings()?.settings;
+    let env = &context.source.env;
+    let user = GateUser::current(env.get("HOME").map(PathBuf::from), env.get("PATH").cloned());
+    match identity::resolve(&settings.workers, &user) {
+        Ok(identities) => Ok((settings, identities)),
+        Err(problems) => {
+            let exit = if problems.iter().all(identity::IdentityProblem::is_not_permitted) {
+                Exit::NotPermitted
+            } else {
+                Exit::Settings
+            };
+            let lines: Vec<String> =
+                problems.iter().map(|problem| format!("failed to {}", crate::chain::chain(problem))).collect();
+            Err(Coded::new(exit, anyhow!(lines.join("\n"))).into())
+        }
+    }
+}
+
+/// The runner for these settings' checks. It knows every secret in them, so that none comes back in a check's output.
+pub(super) fn runner(context: &Context, settings: &Settings) -> anyhow::Result<Runner> {
+    let env: &BTreeMap<String, String> = &context.source.env;
+    let environment = env.iter().map(|(name, value)| (name.into(), value.into()));
+    let secrets = settings.workers.iter().flat_map(|worker| worker.run_as.env.values()).chain(passwords(settings));
+    Ok(Runner::start(environment, Redactor::new(secrets))?)
+}
+
+fn passwords(settings: &Settings) -> impl Iterator<Item = &Secret> {
+    settings.broker.urls.iter().filter_map(|url| match url {
+        BrokerUrl::Amqp(url) => Some(&url.password),
+        BrokerUrl::Redis(url) => url.password.as_ref(),
+    })
+}

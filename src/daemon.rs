@@ -1,0 +1,387 @@
+//! The daemon: one loop, three phases.
+//!
+//! ```text
+//!  probes ──Observation──▶ 1 select an input      watch: wanted ──▶ edge tasks (one a worker)
+//!  edges ───EdgeReport───▶ 2 verdict::Gate::step ─┤
+//!  timer, signals ───────▶ 3 act on the step      queue: facts ───▶ report
+//! ```
+//!
+//! The arms of the `select!` only make inputs; what they mean is decided in `verdict`. All tasks live in one `JoinSet`, and
+//! one that ends early stops the gate in good order, because a gate that has lost a part can vouch for nothing.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{interval, timeout_at},
+};
+
+use crate::{
+    clock,
+    edge::{
+        fault::Fault,
+        links::{self, LinkState},
+        route::{self, Route},
+    },
+    identity::Identity,
+    model::{EdgeReport, Fact, FactKind, IdentityId, Mono, Now, Observation, Wanted, WorkerName},
+    probe::{ProfileProbe, Runner, Schedule, schedule},
+    report::{
+        audit::AuditError,
+        event::type_of,
+        http::{self, BindError, Progress, Snapshot, WorkerView},
+        outbox::{Outbox, Scribe},
+    },
+    settings::{BrokerUrl, EdgeKind, OnDrift, Settings, broker_url::AmqpUrl},
+    verdict::{CheckPolicy, Gate, Input, Policy, Step},
+    watch::Watcher,
+};
+
+mod channel;
+mod parts;
+
+use parts::{Parts, Signals};
+
+/// The loop looks round at least this often: evidence that went stale while the machine slept is seen at once, and whoever
+/// watches over the gate sees that it lives.
+const PULSE: Duration = Duration::from_secs(1);
+/// Between two `gate-heartbeat` events.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// For everything that a stop has to finish. Docker kills ten seconds after it asks.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// Of that, for the edges.
+const SHUT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a link may show no sign of life before /healthz says so; lapin ends a silent one after two heartbeats.
+const LINK_LIMIT: Duration = Duration::from_secs(15);
+/// Inputs that wait for the loop, which takes microseconds for each: ten for each of a thousand workers.
+const INPUTS: usize = 10_000;
+
+/// Why the gate stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// `state_dir` belongs to another gate.
+    #[error("take gate.state_dir")]
+    State(#[source] AuditError),
+    /// `listen` cannot be had.
+    #[error(transparent)]
+    Listen(#[from] BindError),
+    /// The broker refuses, or cannot be reached at the start.
+    #[error(transparent)]
+    Broker(#[from] Fault),
+    /// What this version cannot do. Ignoring it would let the settings promise what the gate does not keep.
+    #[error("do what {key} asks for: {what}")]
+    Unsupported {
+        /// The settings key.
+        key: &'static str,
+        /// What is missing, and what to do.
+        what: &'static str,
+    },
+    /// The machine has no thread or no signal handler left.
+    #[error("start")]
+    Start(#[source] std::io::Error),
+    /// A part of the gate ended, which is a defect.
+    #[error("go on: {0} ended early")]
+    Defect(String),
+}
+
+/// Runs the gate until it is told to stop (SIGTERM or SIGINT; a second one hastens).
+///
+/// # Errors
+/// What makes guarding impossible; every edge is shut by then.
+pub async fn run(
+    settings: Settings,
+    identities: Vec<Identity>,
+    runner: Runner,
+    profiles: impl Fn(&Identity) -> Option<ProfileProbe>,
+) -> Result<(), DaemonError> {
+    let url = supported(&settings)?.clone();
+    let mut signals = Signals::new().map_err(DaemonError::Start)?;
+    let listener = match &settings.gate.listen {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
+    let scribe = Scribe::open(&settings.gate.state_dir, &settings.gate.name).map_err(DaemonError::State)?;
+    let (link_state, links) = watch::channel(LinkState::Down(None));
+    let (channels, channel) = watch::channel(None);
+    let outbox = Outbox::spawn(scribe, settings.events.exchange.clone(), settings.workers.len(), channel)
+        .map_err(DaemonError::Start)?;
+
+    let mut parts = Parts::new();
+    let (observations, observed) = mpsc::channel(INPUTS);
+    let (reports, reported) = mpsc::channel(INPUTS);
+    let mut wanted = BTreeMap::new();
+    for worker in &settings.workers {
+        let EdgeKind::Route(intake) = &worker.edge else { continue };
+        let (want, wants) = watch::channel(Wanted::shut());
+        wanted.insert(worker.name.clone(), want);
+        let route = Route {
+            worker: worker.clone(),
+            intake: intake.clone(),
+            gate: settings.gate.name.clone(),
+            vhost: url.vhost.clone(),
+            user: url.user.clone(),
+        };
+        let ends = route::Ends { links: links.clone(), wanted: wants, reports: reports.clone() };
+        let stop = parts.stop_edges.clone();
+        parts.spawn(format!("the edge of {}", worker.name), route::run(route, ends, stop));
+    }
+    {
+        let (broker, gate, stop) = (settings.broker.clone(), settings.gate.name.clone(), parts.stop_links.clone());
+        // The other parts end with the last sender. This one lives as long as the gate, so that the link is the first to end
+        // when it ends for a reason, and the reason is heard.
+        let link_state = link_state.clone();
+        parts.spawn("the link".to_owned(), async move { links::keep(&broker, &gate, &link_state, &stop).await });
+    }
+    {
+        let (links, exchange, stop) = (links.clone(), settings.events.exchange.clone(), parts.stop_links.clone());
+        parts.spawn("the events' channel".to_owned(), async move {
+            channel::keep(links, &exchange, (&url.vhost, &url.user), &channels, &stop).await
+        });
+    }
+    let checks = Arc::new(settings.checks.clone());
+    let (watcher, watching) = Watcher::start();
+    parts.spawn_probe(watching.run());
+    let mut again = BTreeMap::new();
+    for identity in identities.iter().cloned() {
+        let (ask, asked) = watch::channel(0);
+        again.insert(identity.id, ask);
+        let schedule = Schedule {
+            profile: profiles(&identity),
+            identity: Arc::new(identity),
+            checks: checks.clone(),
+            runner: runner.clone(),
+            watcher: watcher.clone(),
+            observations: observations.clone(),
+            again: asked,
+        };
+        parts.spawn_probe(schedule::run(schedule));
+    }
+    let gate = Gate::new(policy(&settings), owners(&identities));
+    let (snapshots, snapshot) = watch::channel(first_snapshot(&settings));
+    if let Some(listener) = listener {
+        let stop = parts.stop_links.clone();
+        let now = || clock::now().mono;
+        parts.spawn("the HTTP listener".to_owned(), async move {
+            let served = http::serve(listener, snapshot, now, async move { stop.cancelled().await }).await;
+            if let Err(error) = served {
+                tracing::error!("failed to answer over HTTP: {error}");
+            }
+            Ok(())
+        });
+    }
+    let daemon = Daemon { gate, outbox, wanted, again, links, snapshots, checked_at: None, heartbeat: Instant::now() };
+    daemon.run(parts, observed, reported, &mut signals).await
+}
+
+/// The loop and what it acts on.
+struct Daemon {
+    gate: Gate,
+    outbox: Outbox,
+    wanted: BTreeMap<WorkerName, watch::Sender<Wanted>>,
+    again: BTreeMap<IdentityId, watch::Sender<u64>>,
+    links: watch::Receiver<LinkState>,
+    snapshots: watch::Sender<Snapshot>,
+    checked_at: Option<Mono>,
+    heartbeat: Instant,
+}
+
+impl Daemon {
+    async fn run(
+        mut self,
+        mut parts: Parts,
+        mut observed: mpsc::Receiver<Observation>,
+        mut reported: mpsc::Receiver<(WorkerName, EdgeReport)>,
+        signals: &mut Signals,
+    ) -> Result<(), DaemonError> {
+        self.outbox.offer(about_gate(FactKind::GateOnline, clock::now()));
+        let mut pulse = interval(PULSE);
+        let mut wake_at: Option<Mono> = None;
+        let mut end: Option<(Result<(), DaemonError>, tokio::time::Instant)> = None;
+        loop {
+            let nap = wake_at.map_or(PULSE, |at| at.since(clock::now().mono));
+            // Cancel-safe: channels, signals and the interval keep what is not taken; the nap is made anew.
+            let input = tokio::select! {
+                biased;
+                () = signals.stop() => match end {
+                    None => { end = Some((Ok(()), tokio::time::Instant::now() + STOP_LIMIT)); Input::Stop }
+                    Some(_) => break,
+                },
+                Some((worker, report)) = reported.recv() => Input::Edge(worker, report),
+                Some(observation) = observed.recv() => {
+                    self.checked_at = Some(observation.finished);
+                    Input::Observed(observation)
+                }
+                why = parts.ended(), if end.is_none() => {
+                    end = Some((Err(why), tokio::time::Instant::now() + STOP_LIMIT));
+                    Input::Stop
+                }
+                _ = pulse.tick() => Input::Tick,
+                () = tokio::time::sleep(nap) => Input::Tick,
+            };
+            let ticked = matches!(input, Input::Tick);
+            let now = clock::now();
+            let step = self.gate.step(now, input);
+            wake_at = step.wake_at;
+            self.act(step);
+            if ticked {
+                self.beat(now);
+            }
+            self.show(now, ticked);
+            let shut_by = |until: tokio::time::Instant| tokio::time::Instant::now() >= until - STOP_LIMIT + SHUT_LIMIT;
+            if end.as_ref().is_some_and(|(_, until)| self.gate.is_at_rest() || shut_by(*until)) {
+                break;
+            }
+        }
+        let (outcome, until) = end.unwrap_or_else(|| (Ok(()), tokio::time::Instant::now()));
+        self.stop(parts, until).await;
+        outcome
+    }
+
+    /// Edges first, reasons second.
+    fn act(&self, step: Step) {
+        for (worker, wanted) in step.wanted {
+            if let Some(want) = self.wanted.get(&worker) {
+                want.send_replace(wanted);
+            }
+        }
+        for identity in step.recheck {
+            if let Some(ask) = self.again.get(&identity) {
+                ask.send_modify(|times| *times += 1);
+            }
+        }
+        for fact in step.facts {
+            log(&fact);
+            self.outbox.offer(fact);
+        }
+    }
+
+    fn beat(&mut self, now: Now) {
+        if self.heartbeat.elapsed() >= HEARTBEAT {
+            self.heartbeat = Instant::now();
+            self.outbox.offer(Fact { audited: false, ..about_gate(FactKind::GateHeartbeat, now) });
+        }
+    }
+
+    /// Makes what HTTP shows. While inputs come thick and fast nobody could read every one of them, so then it is made with
+    /// the next pulse.
+    fn show(&self, now: Now, ticked: bool) {
+        if !ticked && self.wanted.len() > 100 {
+            return;
+        }
+        let up = matches!(*self.links.borrow(), LinkState::Up(_));
+        let workers = self
+            .gate
+            .records()
+            .into_iter()
+            .map(|record| WorkerView { fresh_until: self.gate.fresh_until(&record.worker_name), record })
+            .collect();
+        self.snapshots.send_modify(|snapshot| {
+            snapshot.workers = workers;
+            snapshot.checks.at = self.checked_at;
+            snapshot.audit = self.outbox.health();
+            if up {
+                snapshot.link.at = Some(now.mono);
+            }
+        });
+    }
+
+    /// Everything is shut, or out of time. What is left: the last facts, and goodbye.
+    async fn stop(self, mut parts: Parts, until: tokio::time::Instant) {
+        let until = until.max(tokio::time::Instant::now() + Duration::from_secs(1));
+        // Dropping a probe kills the process group of its command.
+        parts.probes.shutdown().await;
+        self.outbox.offer(about_gate(FactKind::GateOffline, clock::now()));
+        parts.stop_edges.cancel();
+        let left = self.outbox.flush(until - Duration::from_millis(500)).await;
+        if left.unwritten + left.unpublished > 0 {
+            tracing::warn!(left.unwritten, left.unpublished, "stopped before every fact was out");
+        }
+        parts.stop_links.cancel();
+        while let Ok(Some(_)) = timeout_at(until, parts.tasks.join_next()).await {}
+        if !parts.tasks.is_empty() {
+            tracing::warn!(parts = parts.tasks.len(), "stopped before every part had ended");
+        }
+    }
+}
+
+fn about_gate(kind: FactKind, now: Now) -> Fact {
+    Fact { kind, at: now.wall, record: None, audited: true }
+}
+
+fn log(fact: &Fact) {
+    let Some(record) = &fact.record else { return };
+    let (worker, kind, reason) = (&record.worker_name, type_of(fact.kind), record.reason.as_ref());
+    let (detail, remedy) = reason.map_or(("", ""), |reason| (reason.detail.as_str(), reason.remedy.as_str()));
+    match fact.kind {
+        FactKind::WorkerQuarantined | FactKind::WorkerBypass => {
+            tracing::warn!(%worker, latency_ms = record.latency_ms, remedy, "{kind}: {detail}");
+        }
+        FactKind::WorkerAdmitted | FactKind::WorkerHeld => tracing::info!(%worker, "{kind}: {detail}"),
+        FactKind::WorkerConfigManaged | FactKind::WorkerConfigDrifted | FactKind::WorkerVersionChanged => {
+            tracing::info!(%worker, "{kind}");
+        }
+        FactKind::WorkerHealthCheck | FactKind::GateOnline | FactKind::GateHeartbeat | FactKind::GateOffline => {
+            tracing::debug!(%worker, "{kind}");
+        }
+    }
+}
+
+/// The rules for the verdict.
+pub fn policy(settings: &Settings) -> Policy {
+    let rule = |check: &crate::settings::Check| CheckPolicy {
+        required: check.required,
+        fail_after: check.fail_after,
+        pass_after: check.pass_after,
+    };
+    Policy {
+        max_age: settings.evidence.max_age,
+        checks: settings.checks.iter().map(|(name, check)| (name.clone(), rule(check))).collect(),
+        profile: settings.profile.is_some(),
+    }
+}
+
+/// Whose checks vouch for whom.
+pub fn owners(identities: &[Identity]) -> Vec<(WorkerName, IdentityId)> {
+    let of = |identity: &Identity| {
+        let id = identity.id;
+        identity.workers.iter().map(move |worker| (worker.clone(), id)).collect::<Vec<_>>()
+    };
+    identities.iter().flat_map(of).collect()
+}
+
+/// The broker's address, if this version can do all that the settings ask for.
+fn supported(settings: &Settings) -> Result<&AmqpUrl, DaemonError> {
+    let unsupported = |key, what| Err(DaemonError::Unsupported { key, what });
+    if settings.workers.iter().any(|worker| matches!(worker.edge, EdgeKind::Feed(_))) {
+        return unsupported("workers.edge", "\"feed\" is not in this version; use \"route\" on RabbitMQ");
+    }
+    if settings.profile.as_ref().is_some_and(|profile| profile.on_drift == OnDrift::Repair) {
+        return unsupported("profile.on_drift", "\"repair\" is not in this version; use \"report\"");
+    }
+    if settings.image.required {
+        return unsupported("image.required", "image manifests are not in this version; set it to false");
+    }
+    if settings.events.mirror_celeryev {
+        return unsupported("events.mirror_celeryev", "it is not in this version; set it to false");
+    }
+    match settings.broker.urls.first() {
+        Some(BrokerUrl::Amqp(url)) => Ok(url),
+        Some(BrokerUrl::Redis(_)) | None => {
+            unsupported("broker.url", "Redis is not in this version; give the address of a RabbitMQ")
+        }
+    }
+}
+
+fn first_snapshot(settings: &Settings) -> Snapshot {
+    let slowest = settings.checks.values().map(|check| check.every + check.timeout).max().unwrap_or_default();
+    Snapshot {
+        workers: Vec::new(),
+        link: Progress { at: None, limit: LINK_LIMIT },
+        checks: Progress { at: None, limit: slowest * 2 },
+        audit: Ok(()),
+    }
+}

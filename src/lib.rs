@@ -1,0 +1,44 @@
+//! worker-gate: admission control for Celery workers at the message broker.
+//!
+//! > A worker gets a task only while a living gate vouches, with fresh evidence, that its tools and its config are right.
+//!
+//! # How it hangs together
+//!
+//! ```text
+//!  settings ─▶ daemon: one loop, three phases
+//!                 1 select     turns what happens into an Input, and decides nothing
+//!                 2 verdict    Gate::step(now, input) -> Step: pure, no clock, no I/O
+//!                 3 act        edges first, reasons second
+//!  probe ───Observation──▶ │                 │ Wanted: a watch channel    │ Fact: a bounded queue
+//!  signals, timer ───────▶ │                 ▼                            ▼
+//!  edge ────EdgeReport───▶ │◀── one way back ── edge::route (a task a worker)   report: audit log, exchange, HTTP
+//! ```
+//!
+//! A newcomer reads [`model`] (the words), [`verdict`] (the decision), [`daemon`] (the loop), then [`edge::route`] (how a way
+//! is opened and shut on RabbitMQ). The rest are rooms of their own: [`probe`] runs checks as the worker's user, [`profile`]
+//! reads and merges the managed config, [`settings`] reads and checks the settings, [`report`] tells what happened,
+//! [`cli`] is the command line, [`amqp`] makes connections.
+//!
+//! # What is absent
+//!
+//! - Nothing in [`verdict`] reads a clock, a file or a socket; it imports [`model`] alone.
+//! - Probes know nothing of edges, and edges nothing of probes: they meet in the verdict.
+//! - Nothing in [`report`] feeds back into a decision, and nothing waits for it.
+//! - No edge is opened by anything but the verdict's wish, and none survives its gate: the broker takes it away.
+//! - No check is defined over a network, and none goes through a shell.
+
+pub mod amqp;
+pub mod chain;
+pub mod cli;
+pub mod clock;
+pub mod daemon;
+pub mod edge;
+pub mod identity;
+pub mod model;
+pub mod probe;
+pub mod profile;
+pub mod report;
+pub mod secret;
+pub mod settings;
+pub mod verdict;
+pub mod watch;

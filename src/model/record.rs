@@ -1,0 +1,141 @@
+//! The health record of DESIGN.md section 7 (DATA_MODEL.md, `WorkerToolingHealthCheck`) and the facts that carry it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Account, Admission, CheckStatus, Edge, Outcome, ProfileReport, Reason, WorkerName};
+
+/// What happened; the event's `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FactKind {
+    /// Checks have run; nothing changed by that.
+    WorkerHealthCheck,
+    /// Not proven: the gate has just got the worker, or has just lost its link.
+    WorkerHeld,
+    /// Proven, and the edge is open.
+    WorkerAdmitted,
+    /// The proof failed, aged or changed, and the edge is shut.
+    WorkerQuarantined,
+    /// The profile is managed, for the first time or again, or its other keys changed.
+    WorkerConfigManaged,
+    /// The profile is drifted or missing.
+    WorkerConfigDrifted,
+    /// A tool's version is another than before.
+    WorkerVersionChanged,
+    /// Messages reached the lane past the shut edge and were taken back.
+    WorkerBypass,
+    /// The gate has started.
+    GateOnline,
+    /// The gate is alive.
+    GateHeartbeat,
+    /// The gate stops in good order.
+    GateOffline,
+}
+
+/// One thing that happened. `record` is absent for what concerns the gate alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fact {
+    /// The event's `type`.
+    pub kind: FactKind,
+    /// When it happened.
+    pub at: Timestamp,
+    /// The worker's state after it.
+    pub record: Option<Record>,
+    /// For the audit log: `false` for what only repeats what is already written there.
+    pub audited: bool,
+}
+
+/// One worker, as subscribers, the audit log, `/workers` and `--json` see it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Record {
+    /// Celery's node name.
+    pub worker_name: WorkerName,
+    /// The status of the check named `codex_cli`; `skipped` if there is none.
+    pub codex_cli_status: CheckStatus,
+    /// The status of the check named `spec_kit`; `skipped` if there is none.
+    pub spec_kit_status: CheckStatus,
+    /// sha256 of the resolved profile file, hex.
+    pub config_hash: Option<String>,
+    /// sha256 over the enforced keys' effective values, hex.
+    pub policy_hash: Option<String>,
+    /// When the newest result came in; null only before the first one.
+    pub last_checked_at: Option<Timestamp>,
+    /// Every failing check and the profile's problem, one sentence each; null when nothing failed.
+    pub failure_message: Option<String>,
+    /// Every configured check by its name.
+    pub checks: BTreeMap<String, CheckRecord>,
+    /// Absent in the one-shot `check`, which owns no worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admission: Option<Admission>,
+    /// As the broker last confirmed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edge: Option<Edge>,
+    /// Why admission and edge are so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// For an open or a shut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
+    /// For a quarantine: what the worker already had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposed: Option<Exposed>,
+    /// From the moment the change was seen to the broker's confirmation of the edge, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<f64>,
+    /// The managed config; null when none is configured or it was not looked at yet.
+    pub profile: Option<ProfileReport>,
+    /// The image manifest; null when none is there.
+    pub image: Option<Image>,
+}
+
+/// One check inside a record.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CheckRecord {
+    /// Passed, failed, or skipped if it has not run yet.
+    pub status: CheckStatus,
+    /// Whether admission depends on it.
+    pub required: bool,
+    /// How its deciding command ended.
+    pub outcome: Option<Outcome>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: Option<f64>,
+    /// The version that was read from its output.
+    pub version: Option<String>,
+    /// What went wrong; secrets removed.
+    pub message: Option<String>,
+    /// When it ran.
+    pub checked_at: Option<Timestamp>,
+}
+
+/// What a worker had already prefetched or started when its edge was shut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exposed {
+    /// The worker answered.
+    Tasks(Vec<ExposedTask>),
+    /// It did not; why.
+    Unknown(String),
+}
+
+/// One task that a drifted worker holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExposedTask {
+    /// Celery's task id.
+    pub id: String,
+    /// The task's name.
+    pub name: String,
+    /// Whether it was already running (`active`) or only prefetched (`reserved`).
+    pub active: bool,
+}
+
+/// The image manifest's part in a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Image {
+    /// sha256 of the manifest, hex.
+    pub manifest_hash: String,
+    /// `built` or `verified`.
+    pub state: String,
+}

@@ -1,0 +1,148 @@
+//! Runs one check: its commands in turn until one fails, and the version rule.
+
+use std::{path::Path, time::Duration};
+
+use nix::unistd::User;
+use semver::Version;
+
+use super::{
+    command::{Ended, Runner},
+    version,
+};
+use crate::{
+    identity::Identity,
+    model::{CheckResult, CheckStatus, Failure, Outcome},
+    settings::Check,
+};
+
+/// Of what a failing command printed, this many characters from the end go into the message.
+const SHOWN: usize = 500;
+
+/// What sudo looks up programs in when its sudoers says nothing else.
+const SUDO_PATH: &[&str] = &["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// Runs the check's commands as the identity. Bounded: each command by the check's timeout and some seconds for ending
+/// it. Does not wait for its turn; that is the caller's business.
+pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner) -> CheckResult {
+    let mut result = CheckResult {
+        status: CheckStatus::Passed,
+        outcome: None,
+        duration: Duration::ZERO,
+        version: None,
+        message: None,
+    };
+    for (index, argv) in check.run.iter().enumerate() {
+        let ended = runner.run(identity, argv, check.timeout).await;
+        result.duration += ended.duration;
+        let rule = check.version.as_ref().filter(|rule| rule.command == index);
+        let found = rule.and_then(|_| find_version(&ended));
+        result.version = found.as_ref().map(Version::to_string).or(result.version);
+
+        let problem = if ended.outcome == Outcome::ExitCode(0) {
+            rule.and_then(|rule| {
+                if let Some(found) = &found {
+                    return version::unmet(found, &rule.require);
+                }
+                let detail = format!("printed no version, and {} is required{}", rule.require, printed(&ended, runner));
+                Some((detail, by_hand(argv, &ended, identity, runner)))
+            })
+        } else {
+            let remedy = ended.remedy.clone().unwrap_or_else(|| by_hand(argv, &ended, identity, runner));
+            Some((format!("{}{}", ended.detail, printed(&ended, runner)), remedy))
+        };
+        result.outcome = Some(ended.outcome);
+        if let Some((detail, remedy)) = problem {
+            let [detail, remedy] = [detail, remedy].map(|text| single_line(&runner.redactor().redact(&text)));
+            result.status = CheckStatus::Failed;
+            result.message = Some(Failure { detail: format!("`{}` {detail}", typed(argv, runner)), remedy });
+            break;
+        }
+    }
+    result
+}
+
+fn find_version(ended: &Ended) -> Option<Version> {
+    version::find(&ended.stdout.text()).or_else(|| version::find(&ended.stderr.text()))
+}
+
+/// The end of what the command printed, as the rest of a sentence: its stdout, then its stderr, since either may hold
+/// the cause. Empty if it printed nothing.
+fn printed(ended: &Ended, runner: &Runner) -> String {
+    // Redacted first and shortened then: half a secret has no shape to know it by.
+    let text = runner.redactor().redact(&format!("{}\n{}", ended.stdout.text(), ended.stderr.text()));
+    let mut shown = String::new();
+    for line in text.lines().rev().map(single_line).filter(|line| !line.is_empty()) {
+        if shown.is_empty() {
+            shown = last_chars(&line, SHOWN);
+        } else if shown.chars().count() + line.chars().count() + 3 <= SHOWN {
+            shown = format!("{line} | {shown}");
+        } else {
+            break;
+        }
+    }
+    let total = ended.stdout.total + ended.stderr.total;
+    let is_cut = ended.stdout.is_cut() || ended.stderr.is_cut();
+    match (shown.is_empty(), is_cut) {
+        (true, _) => String::new(),
+        (false, false) => format!(": {shown}"),
+        (false, true) => format!(" and printed {total} bytes, of which the beginning was kept: {shown}"),
+    }
+}
+
+fn last_chars(text: &str, limit: usize) -> String {
+    let too_many = text.chars().count().saturating_sub(limit);
+    let tail: String = text.chars().skip(too_many).collect();
+    if too_many == 0 { tail } else { format!("\u{2026}{tail}") }
+}
+
+/// Lines joined, blanks collapsed.
+fn single_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The words as one would type them in a shell.
+fn typed(argv: &[String], runner: &Runner) -> String {
+    let words: Vec<String> = argv.iter().map(|word| quoted(&runner.redactor().redact(word))).collect();
+    single_line(&runner.redactor().redact(&words.join(" ")))
+}
+
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./~-".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// How to see the failure for oneself: the same command as the same user with the same home and PATH.
+fn by_hand(argv: &[String], ended: &Ended, identity: &Identity, runner: &Runner) -> String {
+    let login_home = User::from_uid(identity.uid).ok().flatten().map(|user| user.dir);
+    let is_usual_folder = ended
+        .program
+        .as_deref()
+        .and_then(Path::parent)
+        .is_none_or(|folder| SUDO_PATH.iter().any(|usual| folder == Path::new(usual)));
+    let mut words = Vec::new();
+    if !runner.is_own_user(identity) {
+        words.extend(["sudo".to_owned(), "-u".to_owned(), quoted(&identity.user), "-H".to_owned()]);
+    }
+    let mut variables = Vec::new();
+    if login_home.as_ref() != Some(&identity.home) {
+        variables.push(quoted(&format!("HOME={}", identity.home.display())));
+    }
+    if !is_usual_folder {
+        variables.push(quoted(&format!("PATH={}", identity.path)));
+    }
+    if !variables.is_empty() {
+        words.push("env".to_owned());
+        words.append(&mut variables);
+    }
+    words.push(typed(argv, runner));
+    let names: Vec<&str> = identity.env.keys().map(String::as_str).collect();
+    let with = if names.is_empty() { String::new() } else { format!(", with {} as in workers.env,", names.join(", ")) };
+    format!("run `{}`{with} and mend what it says", words.join(" "))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! Makes a file that is missing.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, RenameFlags, renameat2},
+    sys::stat::{Mode, fchmod, mkdirat},
+    unistd::linkat,
+};
+
+use super::{
+    Applied, ApplyError, Target, Try,
+    temp::{self, Temp},
+};
+use crate::profile::{
+    inspect::{self, Broken},
+    locate::{self, Place, open_below},
+    plan::{self, Plan},
+    read::MAX_BYTES,
+};
+
+/// Makes the file and the directories above it, unless somebody else makes it first.
+pub(super) fn create(target: &Target<'_>, place: &Place) -> Result<Try, ApplyError> {
+    let plan = plan_for_new(target)?;
+    let (Some(directory), at) = directories(target, place)? else { return Ok(Try::Again) };
+    let mut temp = Temp::create(&directory, &at, plan.text.as_bytes(), (target.uid, target.gid), 0o600)?;
+    let failed = |errno| ApplyError::Step { step: "create", path: place.path(), errno };
+    match renameat2(&directory, temp.os_name(), &directory, place.name(), RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => temp.remove = false,
+        // A second name does not replace anything either; the first one goes with `temp`.
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            match linkat(&directory, temp.os_name(), &directory, place.name(), AtFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::EEXIST) => return Ok(Try::Again),
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Err(Errno::EEXIST) => return Ok(Try::Again),
+        Err(errno) => return Err(failed(errno)),
+    }
+    temp::flush(&directory, &at)?;
+    Ok(Try::Done(Applied { path: place.path(), created: true, changed: plan.changed() }))
+}
+
+/// What a new file will say.
+pub(in crate::profile) fn plan_for_new(target: &Target<'_>) -> Result<Plan, ApplyError> {
+    let Some(path) = target.template else {
+        return plan::plan("", target.enforce).map_err(|error| ApplyError::Plan { path: PathBuf::new(), error });
+    };
+    let unusable = |problem: String| ApplyError::Template { path: path.to_owned(), problem };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| unusable(locate::errno_of(&error).to_string()))?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| unusable(locate::errno_of(&error).to_string()))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(unusable("it is larger than 1 MiB".to_owned()));
+    }
+    let (text, _) = inspect::text_of(&bytes).map_err(|broken| {
+        unusable(match broken {
+            Broken::NotUtf8(byte) => format!("it is not UTF-8 at byte {byte}"),
+            Broken::Syntax(error) => format!("it is not TOML: {error}"),
+        })
+    })?;
+    plan::plan(text, target.enforce).map_err(|error| unusable(format!("cannot {error}")))
+}
+
+/// Opens the file's directory and makes what is missing of it. `None` if the path changed in the meantime.
+fn directories(target: &Target<'_>, place: &Place) -> Result<(Option<OwnedFd>, PathBuf), ApplyError> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    let mut at = place.root().to_owned();
+    let step = |step, path: &Path| {
+        let path = path.to_owned();
+        move |errno| ApplyError::Step { step, path, errno }
+    };
+    let mut current = open_below(place.home(), Path::new(""), flags).map_err(step("open", &at))?;
+    for (index, name) in place.directories().into_iter().enumerate() {
+        let parent = at.clone();
+        at.push(name);
+        let made = index >= place.existing
+            && match mkdirat(&current, name, Mode::S_IRWXU) {
+                Ok(()) => true,
+                Err(Errno::EEXIST) => false,
+                Err(errno) => return Err(step("create the directory", &at)(errno)),
+            };
+        let next = match open_below(&current, Path::new(name), flags) {
+            Ok(next) => next,
+            Err(errno) if locate::moved(errno) => return Ok((None, at)),
+            Err(errno) => return Err(step("open", &at)(errno)),
+        };
+        if made {
+            temp::own(&next, target.uid, target.gid).map_err(step("give the worker's user", &at))?;
+            fchmod(&next, Mode::S_IRWXU).map_err(step("set the mode of", &at))?;
+            temp::flush(&current, &parent)?;
+        }
+        current = next;
+    }
+    Ok((Some(current), at))
+}

@@ -1,0 +1,171 @@
+//! What a profile's text says about the enforced keys. Pure: nothing here opens a file.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use toml_edit::Document;
+
+use super::value;
+use crate::settings::Enforced;
+
+/// The file's text is not TOML. It names the place and the rule, never the text itself, which may hold a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {message}")]
+pub struct SyntaxError {
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    /// What the parser says.
+    pub message: String,
+}
+
+/// What one enforced key is, and where.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Effective {
+    /// The dotted name of the enforced key.
+    pub(super) key: String,
+    /// The place that decides: the key itself, or the same key below the selected `profiles.x`.
+    pub(super) decided_by: Vec<String>,
+    /// `None`: not set.
+    pub(super) value: Option<toml::Value>,
+    /// What it must be.
+    pub(super) wanted: toml::Value,
+}
+
+impl Effective {
+    pub(super) fn is_as_wanted(&self) -> bool {
+        self.value.as_ref().is_some_and(|value| value::same(value, &self.wanted))
+    }
+
+    /// One clause for people.
+    pub(super) fn complaint(&self) -> String {
+        let is = self.value.as_ref().map_or_else(|| "not set".to_owned(), value::shown);
+        let place = value::dotted(&self.decided_by);
+        let by = if place == self.key { String::new() } else { format!(" (by {place}, which the file selects)") };
+        format!("{} is {is}{by} and must be {}", self.key, value::literal(&self.wanted))
+    }
+}
+
+/// Parses the text; a BOM is allowed.
+pub(super) fn parse(text: &str) -> Result<Document<&str>, SyntaxError> {
+    Document::parse(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+        // Only the first line: some messages go on with the text that was found.
+        let message = error.message().lines().next().unwrap_or("not TOML").to_owned();
+        SyntaxError { line, column, message }
+    })
+}
+
+/// Line and column of a byte, both from 1.
+pub(super) fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+    let line = before.split(|b| *b == b'\n').count();
+    (line, String::from_utf8_lossy(&before[line_start..]).trim_start_matches('\u{feff}').chars().count() + 1)
+}
+
+/// The effective value of every enforced key, in the settings' order.
+///
+/// Codex releases before 0.169 let `profile = "x"` make `[profiles.x]` win over the top level, so a selected profile
+/// that sets an enforced key decides it.
+pub(super) fn effective(root: &toml::Table, enforce: &[Enforced]) -> Vec<Effective> {
+    let selected = root.get("profile").and_then(toml::Value::as_str);
+    enforce
+        .iter()
+        .map(|wanted| {
+            let shadow = selected.and_then(|name| {
+                let place = shadow_of(&wanted.key, name, enforce)?;
+                Some((lookup(root, &place)?.clone(), place))
+            });
+            let (value, decided_by) = match shadow {
+                Some((value, place)) => (Some(value), place),
+                None => (lookup(root, &wanted.key).cloned(), wanted.key.clone()),
+            };
+            Effective { key: value::dotted(&wanted.key), decided_by, value, wanted: wanted.value.clone() }
+        })
+        .collect()
+}
+
+/// Where the selected profile would say otherwise. The selection itself and the profiles have no such place, nor has a
+/// key for which the settings enforce that very place with a value of its own.
+pub(super) fn shadow_of(key: &[String], selected: &str, enforce: &[Enforced]) -> Option<Vec<String>> {
+    let outermost = key.first()?;
+    if outermost == "profile" || outermost == "profiles" {
+        return None;
+    }
+    let place: Vec<_> = ["profiles", selected].into_iter().map(str::to_owned).chain(key.iter().cloned()).collect();
+    let enforced_itself = enforce.iter().any(|other| other.key == place);
+    (!enforced_itself).then_some(place)
+}
+
+/// The value at a path of tables.
+pub(super) fn lookup<'t>(root: &'t toml::Table, path: &[String]) -> Option<&'t toml::Value> {
+    let (first, rest) = path.split_first()?;
+    rest.iter().try_fold(root.get(first)?, |value, part| value.as_table()?.get(part))
+}
+
+/// sha256, in hex, over the UTF-8 bytes of this JSON without spaces: an array with one `[key, value]` for every
+/// enforced key, sorted by key. `key` is the dotted name with TOML's quotes where it needs them; `value` is the
+/// effective value in the form of [`value::canonical`], or null where the key is not set. For
+/// `approval_policy = "never"` it is the hash of `[["approval_policy","never"]]`.
+pub(super) fn policy_hash(effective: &[Effective]) -> String {
+    let mut pairs: Vec<_> = effective.iter().collect();
+    pairs.sort_by(|a, b| a.key.cmp(&b.key));
+    let pairs: serde_json::Value =
+        pairs.into_iter().map(|e| json!([e.key, e.value.as_ref().map(value::canonical)])).collect();
+    sha256_hex(pairs.to_string().as_bytes())
+}
+
+/// sha256, in lower-case hex.
+pub(super) fn sha256_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// The dotted names of all keys that are not enforced: of everything that is not a table, and of empty tables. Keys
+/// inside an array of tables are named once, without an index. Sorted.
+pub(super) fn extra_settings(root: &toml::Table, enforce: &[Enforced]) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    let mut path = Vec::new();
+    for (key, value) in root {
+        collect(key, value, &mut path, enforce, &mut names);
+    }
+    names.into_iter().collect()
+}
+
+fn collect<'t>(
+    key: &'t str,
+    value: &'t toml::Value,
+    path: &mut Vec<&'t str>,
+    enforce: &[Enforced],
+    names: &mut BTreeSet<String>,
+) {
+    path.push(key);
+    if !enforce.iter().any(|e| e.key == *path) {
+        let tables: Vec<&toml::Table> = match value {
+            toml::Value::Table(table) => vec![table],
+            toml::Value::Array(items) if items.iter().all(toml::Value::is_table) => {
+                items.iter().filter_map(toml::Value::as_table).collect()
+            }
+            toml::Value::Array(_)
+            | toml::Value::String(_)
+            | toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Datetime(_) => Vec::new(),
+        };
+        if tables.iter().all(|table| table.is_empty()) {
+            names.insert(value::dotted(path));
+        }
+        for (key, value) in tables.into_iter().flatten() {
+            collect(key, value, path, enforce, names);
+        }
+    }
+    path.pop();
+}

@@ -1,0 +1,106 @@
+//! Publishes events on the fanout exchange: in order, persistent, each confirmed before the next.
+//!
+//! At least once: when the link goes between a publish and its confirm, the event is published again on the next
+//! channel. The two have one `id`.
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use lapin::{
+    BasicProperties, Channel, Confirmation, ExchangeKind,
+    options::{BasicPublishOptions, ExchangeDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use tokio::{sync::watch, time::sleep};
+
+use super::{event::Event, outbox::Shared};
+
+/// Before an event that the broker refused is tried again, unless there is a new channel sooner.
+const RETRY: Duration = Duration::from_secs(1);
+
+const PERSISTENT: u8 = 2;
+
+/// Declares the durable fanout exchange that events go to. Harmless if it is there already.
+///
+/// # Errors
+/// The broker's; 406 if there is an exchange of that name and another type, which also ends the channel.
+pub async fn declare(channel: &Channel, exchange: &str) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(exchange.into(), ExchangeKind::Fanout, options, FieldTable::default()).await
+}
+
+/// Why the broker does not have an event.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error("publish a fact: {0}")]
+    Broken(#[from] lapin::Error),
+    #[error("publish a fact: the broker did not take it")]
+    Refused,
+}
+
+/// Publishes until the writer has ended and nothing is left, or there is no channel for what is left.
+pub(super) async fn run(shared: Arc<Shared>, exchange: String, mut channels: watch::Receiver<Option<Channel>>) {
+    while let Some(event) = shared.next().await {
+        let Some(channel) = live_channel(&mut channels, &shared).await else { return };
+        let result = tokio::select! {
+            result = publish(&channel, &exchange, &event) => result,
+            // A publish that waits on a channel that was given up would wait for ever. Dropped, it may still have
+            // reached the broker: that is the "at least" in at least once.
+            () = another(&mut channels) => continue,
+        };
+        match result {
+            Ok(()) => shared.published(&event),
+            Err(err) => {
+                tracing::warn!("failed to {err}; it is kept and tried again");
+                tokio::select! {
+                    () = sleep(RETRY) => {}
+                    () = another(&mut channels) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Waits for a channel that works; `None` if everything is written and there still is none.
+async fn live_channel(channels: &mut watch::Receiver<Option<Channel>>, shared: &Shared) -> Option<Channel> {
+    loop {
+        let channel = channels.borrow_and_update().clone();
+        if let Some(channel) = channel.filter(|channel| channel.status().connected()) {
+            return Some(channel);
+        }
+        tokio::select! {
+            () = another(channels) => {}
+            () = shared.writer_ended() => return None,
+        }
+    }
+}
+
+/// Resolves when there is news of the channel. Never, once its giver has ended: while the gate stops, the last channel is
+/// good for as long as it works.
+async fn another(channels: &mut watch::Receiver<Option<Channel>>) {
+    if channels.changed().await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+async fn publish(channel: &Channel, exchange: &str, event: &Event) -> Result<(), PublishError> {
+    let mut headers = FieldTable::default();
+    headers.insert("hostname".into(), AMQPValue::LongString(event.hostname().into()));
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("utf-8".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers);
+    let body = event.to_json();
+    let key = event.routing_key();
+    let options = BasicPublishOptions::default();
+    let publishing = channel.basic_publish(exchange.into(), key.into(), options, body.as_bytes(), properties);
+    match publishing.await?.await? {
+        Confirmation::Ack(_) => Ok(()),
+        Confirmation::Nack(_) => Err(PublishError::Refused),
+        // The channel's giver forgot confirm mode. To publish again and again would make it worse.
+        Confirmation::NotRequested => {
+            tracing::warn!("the channel for facts is not in confirm mode: a fact may be lost unseen");
+            Ok(())
+        }
+    }
+}

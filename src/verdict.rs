@@ -1,0 +1,161 @@
+//! The pure core: observations in, wanted edges and facts out.
+//!
+//! Everything that can be decided is decided here, in [`Gate::step`]. What is *absent*: nothing here reads a clock, a file
+//! or a socket, sleeps, or logs; it imports `model` and nothing else of this crate. The caller says what time it is and
+//! is told when to call again.
+//!
+//! ```text
+//!             every required check passed, profile managed, all of it seen since the gate owns the worker
+//!        ┌───────────────────────────────────────────────────────────────┐
+//!        │                                                               ▼
+//!     [held] ──── a check fails fail_after times, profile wrong ──▶ [quarantined] ── proven again ──▶ [admitted]
+//!        ▲                                                               ▲                              │  │
+//!        │                                                               └── failed, drifted, stale ────┘  │
+//!        └──────────────────────────── the link or the ownership is lost ─────────────────────────────────┘
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::model::{
+    CheckStatus, EdgeReport, Fact, FactKind, IdentityId, Mono, Now, Observation, Record, Wanted, WorkerName,
+};
+
+mod evidence;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use worker::Worker;
+
+/// The rules that all workers of a gate share.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Evidence older than this is stale.
+    pub max_age: Duration,
+    /// Every check by its name.
+    pub checks: BTreeMap<String, CheckPolicy>,
+    /// Whether a managed profile is part of the proof.
+    pub profile: bool,
+}
+
+/// How one check's results count.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckPolicy {
+    /// Whether admission depends on it.
+    pub required: bool,
+    /// Consecutive failures before quarantine.
+    pub fail_after: u32,
+    /// Consecutive passes before admission.
+    pub pass_after: u32,
+}
+
+/// One thing that the core is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A probe looked at something.
+    Observed(Observation),
+    /// An edge tells about the broker.
+    Edge(WorkerName, EdgeReport),
+    /// Time has passed; nothing else.
+    Tick,
+    /// The gate is to stop: every edge is to be shut, for good.
+    Stop,
+}
+
+/// What is to be done, in this order: edges first, reasons second.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Edges whose wanted state is new.
+    pub wanted: Vec<(WorkerName, Wanted)>,
+    /// Identities whose checks are to run now.
+    pub recheck: BTreeSet<IdentityId>,
+    /// What to tell the world.
+    pub facts: Vec<Fact>,
+    /// Call again at this moment at the latest.
+    pub wake_at: Option<Mono>,
+}
+
+/// The state of every worker of one gate.
+#[derive(Debug)]
+pub struct Gate {
+    policy: Policy,
+    workers: BTreeMap<WorkerName, Worker>,
+}
+
+impl Gate {
+    /// A gate that has proven nothing: every worker is held and every edge is to be shut.
+    pub fn new(policy: Policy, workers: impl IntoIterator<Item = (WorkerName, IdentityId)>) -> Self {
+        let workers =
+            workers.into_iter().map(|(name, identity)| (name.clone(), Worker::new(name, identity, &policy))).collect();
+        Self { policy, workers }
+    }
+
+    /// Takes one input in and says what follows from it.
+    pub fn step(&mut self, now: Now, input: Input) -> Step {
+        let mut step = Step::default();
+        match input {
+            Input::Observed(observation) => {
+                for worker in self.workers.values_mut().filter(|w| w.identity() == observation.identity) {
+                    worker.observe(now, &observation, &self.policy, &mut step);
+                }
+            }
+            Input::Edge(name, report) => {
+                if let Some(worker) = self.workers.get_mut(&name) {
+                    worker.edge(now, report, &self.policy, &mut step);
+                }
+            }
+            Input::Tick => {
+                for worker in self.workers.values_mut() {
+                    worker.tick(now, &self.policy, &mut step);
+                }
+            }
+            Input::Stop => {
+                for worker in self.workers.values_mut() {
+                    worker.stop(now, &self.policy, &mut step);
+                }
+            }
+        }
+        step.wake_at = self.workers.values().filter_map(|worker| worker.wake_at(&self.policy)).min();
+        step
+    }
+
+    /// Every worker's record as of now, by name.
+    pub fn records(&self) -> Vec<Record> {
+        self.workers.values().map(|worker| worker.record(&self.policy)).collect()
+    }
+
+    /// Until when the evidence of an admitted worker is fresh; `None` for one that is not admitted.
+    pub fn fresh_until(&self, name: &WorkerName) -> Option<Mono> {
+        self.workers.get(name)?.fresh_until(&self.policy)
+    }
+
+    /// Whether every edge is shut and every change has been told; a gate that is to stop may go then.
+    pub fn is_at_rest(&self) -> bool {
+        self.workers.values().all(Worker::is_at_rest)
+    }
+
+    /// For the one-shot `check`, which owns no worker: every record without admission and edge.
+    pub fn examine(&self) -> Vec<Record> {
+        let strip = |record| Record { admission: None, edge: None, reason: None, ..record };
+        self.records().into_iter().map(strip).collect()
+    }
+}
+
+/// A fact about a worker.
+fn fact(kind: FactKind, now: Now, record: Record) -> Fact {
+    Fact { kind, at: now.wall, record: Some(record), audited: true }
+}
+
+/// For a record: milliseconds with three decimals, which is what the clocks are good for.
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The status that a record shows for a check with a field of its own.
+fn status_of(record: Option<&crate::model::CheckRecord>) -> CheckStatus {
+    record.map_or(CheckStatus::Skipped, |check| check.status)
+}

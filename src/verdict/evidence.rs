@@ -1,0 +1,132 @@
+//! What is known of one check or profile, and what it proves.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{CheckPolicy, milliseconds};
+use crate::model::{CheckRecord, CheckResult, CheckStatus, Mono, Observation, ProfileReport, ProfileState};
+
+/// The history of one check, as far as it matters.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CheckEvidence {
+    last: Option<(CheckResult, Timestamp)>,
+    passes: u32,
+    fails: u32,
+    /// `fail_after` failures in a row, and not yet `pass_after` passes since.
+    unfit: bool,
+    /// `pass_after` passes in a row, all begun while the gate owned the worker, and no `fail_after` failures since.
+    proven: bool,
+    /// When the newest pass that counts began. A look says nothing about what happened after it began.
+    passed_at: Option<Mono>,
+}
+
+impl CheckEvidence {
+    pub(super) fn take(&mut self, result: &CheckResult, seen: &Observation, policy: CheckPolicy, owned: Option<Mono>) {
+        match result.status {
+            CheckStatus::Passed => {
+                self.fails = 0;
+                // A look that began before the gate owned the worker is news, not evidence.
+                if owned.is_none_or(|owned| seen.started >= owned) {
+                    self.passes = self.passes.saturating_add(1);
+                    let enough = self.passes >= policy.pass_after;
+                    self.unfit &= !enough;
+                    if owned.is_some() {
+                        self.passed_at = Some(seen.started);
+                        self.proven |= enough;
+                    }
+                }
+            }
+            CheckStatus::Failed | CheckStatus::Skipped => {
+                self.passes = 0;
+                self.fails = self.fails.saturating_add(1);
+                if self.fails >= policy.fail_after {
+                    self.unfit = true;
+                    self.proven = false;
+                }
+            }
+        }
+        self.last = Some((result.clone(), seen.at));
+    }
+
+    /// What was proven no longer counts: the gate has just come to own the worker. A failure is still a failure.
+    pub(super) fn void(&mut self) {
+        self.proven = false;
+        self.passed_at = None;
+        self.passes = 0;
+    }
+
+    pub(super) fn last(&self) -> Option<&(CheckResult, Timestamp)> {
+        self.last.as_ref()
+    }
+
+    pub(super) fn is_unfit(&self) -> bool {
+        self.unfit
+    }
+
+    pub(super) fn fails(&self) -> u32 {
+        self.fails
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    pub(super) fn stale_at(&self, max_age: Duration) -> Option<Mono> {
+        self.passed_at.map(|at| at + max_age)
+    }
+
+    pub(super) fn record(&self, required: bool) -> CheckRecord {
+        let result = self.last.as_ref().map(|(result, _)| result);
+        CheckRecord {
+            status: result.map_or(CheckStatus::Skipped, |result| result.status),
+            required,
+            outcome: result.and_then(|result| result.outcome.clone()),
+            duration_ms: result.map(|result| milliseconds(result.duration)),
+            version: result.and_then(|result| result.version.clone()),
+            message: result.and_then(|result| Some(result.message.as_ref()?.detail.clone())),
+            checked_at: self.last.as_ref().map(|(_, at)| *at),
+        }
+    }
+}
+
+/// What is known of the profile. A profile acts at once: one look decides.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ProfileEvidence {
+    last: Option<ProfileReport>,
+    managed_at: Option<Mono>,
+}
+
+impl ProfileEvidence {
+    /// Takes a report in and hands back the one before it.
+    pub(super) fn take(
+        &mut self,
+        report: &ProfileReport,
+        seen: &Observation,
+        owned: Option<Mono>,
+    ) -> Option<ProfileReport> {
+        let counts = report.state == ProfileState::Managed && owned.is_some_and(|owned| seen.started >= owned);
+        self.managed_at = counts.then_some(seen.started);
+        self.last.replace(report.clone())
+    }
+
+    pub(super) fn void(&mut self) {
+        self.managed_at = None;
+    }
+
+    pub(super) fn last(&self) -> Option<&ProfileReport> {
+        self.last.as_ref()
+    }
+
+    pub(super) fn is_unfit(&self) -> bool {
+        self.last.as_ref().is_some_and(|report| report.state != ProfileState::Managed)
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.managed_at.is_some()
+    }
+
+    pub(super) fn stale_at(&self, max_age: Duration) -> Option<Mono> {
+        self.managed_at.map(|at| at + max_age)
+    }
+}

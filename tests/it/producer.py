@@ -1,0 +1,43 @@
+"""Publishes tasks as an application does, through Celery, and says how many the broker has confirmed.
+
+Usage: producer.py TASK PREFIX (COUNT | forever) [RATE] [EXTRA ...]
+
+Task ids and first arguments are PREFIX0, PREFIX1, …; EXTRA are further arguments, as JSON. With a RATE (a second; 0 for
+no limit) it paces itself. The last line of output is one JSON object; SIGTERM ends it in good order.
+"""
+import json
+import signal
+import sys
+import time
+
+from app import app
+
+
+def main():
+    task, prefix, count = sys.argv[1:4]
+    rate = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+    extra = [json.loads(word) for word in sys.argv[5:]]
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    confirmed, unknown = 0, []
+    begin = time.monotonic()
+    print("publishing", flush=True)
+    with app.producer_or_acquire() as producer:
+        while not stop and (count == "forever" or confirmed + len(unknown) < int(count)):
+            number = confirmed + len(unknown)
+            ident = f"{prefix}{number}"
+            try:
+                app.send_task(task, [ident, *extra], task_id=ident, producer=producer, retry=False)
+                confirmed += 1
+            except Exception as error:  # The broker may or may not have it: it is counted apart.
+                unknown.append(ident)
+                print(f"{ident}: {error!r}", file=sys.stderr, flush=True)
+            if rate:
+                pause = begin + (number + 1) / rate - time.monotonic()
+                if pause > 0:
+                    time.sleep(pause)
+    print(json.dumps({"confirmed": confirmed, "unknown": unknown}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

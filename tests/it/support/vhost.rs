@@ -1,0 +1,375 @@
+//! A virtual host of one test's own, with what a test does to queues and exchanges.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use async_rs::Runtime;
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+    message::BasicGetMessage,
+    options::{
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+    },
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+
+use super::{
+    rabbitmq::{self, Broker},
+    runtime::on,
+    wait::eventually,
+};
+
+/// How our own connections call themselves to the broker.
+const OUR_NAME: &str = "test";
+
+/// Channels of one connection; RabbitMQ allows 2,047, and a test that polls for a queue uses one each time.
+const MOST_USES: u32 = 1_500;
+
+/// A virtual host; removed when dropped, with everything in it.
+pub(crate) struct Vhost {
+    broker: Arc<Broker>,
+    name: String,
+    connection: Mutex<Arc<Connection>>,
+    /// How often a channel has been opened.
+    uses: AtomicU32,
+}
+
+/// What a passive declare says of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Count {
+    /// Messages that wait; those that a consumer has and has not acknowledged are not among them.
+    pub(crate) messages: u32,
+    pub(crate) consumers: u32,
+}
+
+/// A message that was taken from a queue, and how it came there.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    pub(crate) body: Vec<u8>,
+    pub(crate) properties: BasicProperties,
+}
+
+impl Message {
+    /// The body as text; panics if it is none.
+    #[track_caller]
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl From<BasicGetMessage> for Message {
+    fn from(message: BasicGetMessage) -> Self {
+        let delivery = message.delivery;
+        Self {
+            exchange: delivery.exchange.to_string(),
+            routing_key: delivery.routing_key.to_string(),
+            body: delivery.data,
+            properties: delivery.properties,
+        }
+    }
+}
+
+/// A new virtual host on the shared node, named after the running test.
+#[track_caller]
+pub(crate) fn vhost() -> Vhost {
+    Vhost::on(rabbitmq::shared())
+}
+
+impl Vhost {
+    /// A new virtual host on this node.
+    #[track_caller]
+    pub(crate) fn on(broker: Arc<Broker>) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let test = thread::current().name().unwrap_or("none").replace("::", ".");
+        let name = format!("{test}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        broker.api("PUT", &format!("/vhosts/{}", encode(&name)), Some(&json!({})));
+        let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        broker.api("PUT", &format!("/permissions/{}/guest", encode(&name)), Some(&all));
+        let connection = connect(format!("amqp://guest:guest@127.0.0.1:{}/{}", broker.port(), encode(&name)));
+        Self { broker, name, connection: Mutex::new(connection), uses: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address for `broker.url` and for Celery, as guest.
+    pub(crate) fn url(&self) -> String {
+        self.url_as("guest", "guest", self.broker.port())
+    }
+
+    /// The address as another user, or by another port, where a proxy listens.
+    pub(crate) fn url_as(&self, user: &str, password: &str, port: u16) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{port}/{}", encode(&self.name))
+    }
+
+    /// Adds a user who may do in this virtual host what the three patterns allow. The password is `secret`.
+    #[track_caller]
+    pub(crate) fn add_user(&self, user: &str, configure: &str, write: &str, read: &str) {
+        let body = json!({"password": "secret", "tags": ""});
+        self.broker.api("PUT", &format!("/users/{}", encode(user)), Some(&body));
+        let body = json!({"configure": configure, "write": write, "read": read});
+        self.broker.api("PUT", &format!("/permissions/{}/{}", encode(&self.name), encode(user)), Some(&body));
+    }
+
+    /// Sets a policy; `apply_to` is `queues`, `exchanges` or `all`.
+    #[track_caller]
+    pub(crate) fn set_policy(&self, name: &str, pattern: &str, apply_to: &str, definition: &Value) {
+        let body = json!({"pattern": pattern, "apply-to": apply_to, "definition": definition});
+        self.broker.api("PUT", &format!("/policies/{}/{}", encode(&self.name), encode(name)), Some(&body));
+    }
+
+    /// Asks the management API about this virtual host: `queues`, `bindings`, `exchanges`, `connections`, `consumers`.
+    /// Counts lag there; ask [`Vhost::count`] for them.
+    #[track_caller]
+    pub(crate) fn list(&self, what: &str) -> Vec<Value> {
+        let path = match what {
+            "connections" => format!("/vhosts/{}/connections", encode(&self.name)),
+            _ => format!("/{what}/{}", encode(&self.name)),
+        };
+        let answer = self.broker.api("GET", &path, None);
+        answer.as_array().unwrap_or_else(|| panic!("{path} gave {answer}")).clone()
+    }
+
+    /// The bindings that lead out of an exchange, as (kind of destination, destination, key).
+    #[track_caller]
+    pub(crate) fn bindings_from(&self, exchange: &str) -> Vec<(String, String, String)> {
+        let text = |binding: &Value, key: &str| binding[key].as_str().unwrap().to_owned();
+        let all = self.list("bindings");
+        let from = all.iter().filter(|binding| binding["source"] == exchange);
+        from.map(|b| (text(b, "destination_type"), text(b, "destination"), text(b, "routing_key"))).collect()
+    }
+
+    /// Makes the broker close every connection of this virtual host but our own, and says how many that were.
+    #[track_caller]
+    pub(crate) fn close_connections(&self) -> usize {
+        let all = self.list("connections");
+        let others: Vec<_> = all.iter().filter(|c| c["user_provided_name"] != OUR_NAME).collect();
+        for other in &others {
+            let name = other["name"].as_str().unwrap();
+            // Its owner may have ended it meanwhile, because another one of its connections was closed.
+            let (status, text) =
+                self.broker.request("DELETE", &format!("/connections/{}", encode(name)), None).unwrap();
+            assert!(matches!(status, 204 | 404), "{status} {text}");
+        }
+        others.len()
+    }
+
+    /// Declares a durable exchange; `alternate` takes what it cannot route.
+    #[track_caller]
+    pub(crate) fn declare_exchange(&self, name: &str, kind: &str, alternate: Option<&str>) {
+        let (name, kind) = (ShortString::from(name), ExchangeKind::Custom(kind.to_owned()));
+        let mut arguments = FieldTable::default();
+        if let Some(alternate) = alternate {
+            arguments.insert("alternate-exchange".into(), AMQPValue::LongString(alternate.into()));
+        }
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        self.with(async move |channel| channel.exchange_declare(name, kind, options, arguments).await).unwrap();
+    }
+
+    /// Whether an exchange of this name is there.
+    #[track_caller]
+    pub(crate) fn has_exchange(&self, name: &str) -> bool {
+        let name = ShortString::from(name);
+        let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+        let ask = async move |channel: Channel| {
+            channel.exchange_declare(name, ExchangeKind::Direct, options, FieldTable::default()).await
+        };
+        self.found(ask).is_some()
+    }
+
+    /// Deletes an exchange with all its bindings; none there is no error.
+    #[track_caller]
+    pub(crate) fn delete_exchange(&self, name: &str) {
+        let name = ShortString::from(name);
+        self.with(async move |channel| channel.exchange_delete(name, ExchangeDeleteOptions::default()).await).unwrap();
+    }
+
+    /// Declares a durable queue, as Celery does.
+    #[track_caller]
+    pub(crate) fn declare_queue(&self, name: &str) {
+        let name = ShortString::from(name);
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.with(async move |channel| channel.queue_declare(name, options, FieldTable::default()).await).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        let (queue, exchange, key) = (ShortString::from(queue), ShortString::from(exchange), ShortString::from(key));
+        let options = QueueBindOptions::default();
+        self.with(async move |channel| channel.queue_bind(queue, exchange, key, options, FieldTable::default()).await)
+            .unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn unbind(&self, queue: &str, exchange: &str, key: &str) {
+        let (queue, exchange, key) = (ShortString::from(queue), ShortString::from(exchange), ShortString::from(key));
+        self.with(async move |channel| channel.queue_unbind(queue, exchange, key, FieldTable::default()).await)
+            .unwrap();
+    }
+
+    /// Publishes persistent messages with confirms; panics if the broker refuses one or cannot route one.
+    #[track_caller]
+    pub(crate) fn publish<B: Into<Vec<u8>>>(&self, exchange: &str, key: &str, bodies: impl IntoIterator<Item = B>) {
+        let (exchange, key) = (ShortString::from(exchange), ShortString::from(key));
+        let bodies: Vec<Vec<u8>> = bodies.into_iter().map(Into::into).collect();
+        let unrouted = self.with(async move |channel| {
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            let mut confirms = Vec::with_capacity(bodies.len());
+            for body in bodies {
+                let properties = BasicProperties::default().with_delivery_mode(2);
+                confirms.push(channel.basic_publish(exchange.clone(), key.clone(), options, &body, properties).await?);
+            }
+            let mut unrouted = 0;
+            for confirm in confirms {
+                unrouted += usize::from(!matches!(confirm.await?, Confirmation::Ack(None)));
+            }
+            Ok(unrouted)
+        });
+        assert_eq!(unrouted.unwrap(), 0, "messages that were not routed to any queue");
+    }
+
+    /// What waits in a queue and how many consume it; `None` if there is no such queue.
+    #[track_caller]
+    pub(crate) fn count(&self, queue: &str) -> Option<Count> {
+        let queue = ShortString::from(queue);
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let declared =
+            self.found(async move |channel| channel.queue_declare(queue, options, FieldTable::default()).await)?;
+        Some(Count { messages: declared.message_count(), consumers: declared.consumer_count() })
+    }
+
+    /// How many messages wait in a queue; panics if there is no such queue.
+    #[track_caller]
+    pub(crate) fn waiting(&self, queue: &str) -> u32 {
+        self.count(queue).unwrap_or_else(|| panic!("there is no queue {queue}")).messages
+    }
+
+    /// Waits until exactly so many messages wait in a queue, which need not exist yet.
+    #[track_caller]
+    pub(crate) fn wait_for_messages(&self, bound: Duration, queue: &str, messages: u32) {
+        let mut seen = None;
+        let what = format!("{messages} messages in {queue}");
+        eventually(bound, &what, || {
+            let now = self.count(queue);
+            if now != seen {
+                seen = now;
+                eprintln!("{queue}: {seen:?}");
+            }
+            now.is_some_and(|now| now.messages == messages).then_some(())
+        });
+    }
+
+    /// Takes every message that waits in a queue, oldest first.
+    #[track_caller]
+    pub(crate) fn drain(&self, queue: &str) -> Vec<Message> {
+        let queue = ShortString::from(queue);
+        self.with(async move |channel| {
+            let mut all = Vec::new();
+            while let Some(message) = channel.basic_get(queue.clone(), BasicGetOptions { no_ack: true }).await? {
+                all.push(Message::from(message));
+            }
+            Ok(all)
+        })
+        .unwrap()
+    }
+
+    /// Throws away what waits in a queue and says how many that were.
+    #[track_caller]
+    pub(crate) fn purge(&self, queue: &str) -> u32 {
+        let queue = ShortString::from(queue);
+        self.with(async move |channel| channel.queue_purge(queue, QueuePurgeOptions::default()).await).unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn delete_queue(&self, queue: &str) {
+        let queue = ShortString::from(queue);
+        self.with(async move |channel| channel.queue_delete(queue, QueueDeleteOptions::default()).await).unwrap();
+    }
+
+    /// `None` if the broker answers 404; panics on any other error.
+    #[track_caller]
+    fn found<T, F>(&self, ask: impl FnOnce(Channel) -> F + Send + 'static) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = lapin::Result<T>> + Send + 'static,
+    {
+        match self.with(ask) {
+            Ok(found) => Some(found),
+            Err(e) if matches!(e.kind(), lapin::ErrorKind::ProtocolError(e) if e.get_id() == 404) => None,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    /// Runs `work` on a channel of its own: an error ends the channel, and must not end the next operation's.
+    #[track_caller]
+    fn with<T, F>(&self, work: impl FnOnce(Channel) -> F + Send + 'static) -> lapin::Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = lapin::Result<T>> + Send + 'static,
+    {
+        let connection = {
+            let mut connection = self.connection.lock().unwrap();
+            // Its node was started again; or lapin, which keeps the numbers of channels that ended with an error, has run
+            // out of them.
+            let uses = self.uses.fetch_add(1, Ordering::Relaxed);
+            if !connection.status().connected() || uses % MOST_USES == MOST_USES - 1 {
+                *connection = connect(self.url());
+            }
+            Arc::clone(&connection)
+        };
+        on(async move {
+            let channel = connection.create_channel().await?;
+            let result = work(channel.clone()).await;
+            if channel.status().connected() {
+                let _ = channel.close(200, "done".into()).await;
+            }
+            result
+        })
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        let path = format!("/vhosts/{}", encode(&self.name));
+        // A test may have killed its node, and nobody is there to be told.
+        let _ = self.broker.request("DELETE", &path, None);
+    }
+}
+
+/// Opens a connection; panics if the broker does not let us in.
+#[track_caller]
+pub(crate) fn connect(url: String) -> Arc<Connection> {
+    let connected = on(async move {
+        let properties = ConnectionProperties::default().with_connection_name(OUR_NAME.into());
+        Connection::connect_with_runtime(&url, properties, Runtime::tokio_current()).await
+    });
+    Arc::new(connected.unwrap())
+}
+
+/// Opens a channel on a connection that must be able to.
+#[track_caller]
+pub(crate) fn channel(connection: &Arc<Connection>) -> Channel {
+    let connection = Arc::clone(connection);
+    on(async move { connection.create_channel().await }).unwrap()
+}
+
+fn encode(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
