@@ -117,13 +117,13 @@ class Story:
 
     def tell_it(self):
         tell("RabbitMQ starts, on a free port and with files of its own")
-        self.url = start_rabbitmq(self.processes)
+        self.url, management = start_rabbitmq(self.processes)
         tell("it is ready", 1)
         prepare_home()
         os.environ["CELERY_BROKER_URL"] = self.url
         os.environ["DEMO_RUNS"] = str(RUN / "runs")
         self.broker = Broker(self.url)
-        self.listener, self.witness = Listener(self.url), Witness(self.url)
+        self.listener, self.witness = Listener(self.url), Witness(management)
         self.listener.start()
         self.witness.start()
         wait_for(20, "the listener listens", lambda: self.listener.check() or self.listener.ready.is_set())

@@ -2,6 +2,8 @@
 
 The gate's words are only printed. Whether an edge was open is asked of the broker, again and again.
 """
+import base64
+import http.client
 import json
 import os
 import signal
@@ -9,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,14 +110,18 @@ class Processes:
 
 
 def start_rabbitmq(processes):
-    """A node that shares nothing with the system's: ports, name, cookie, files. Gives its URL."""
-    port, distribution, epmd = free_port(), free_port(), free_port()
+    """A node that shares nothing with the system's: ports, name, cookie, files. Gives its URL, and the port of its management."""
+    port, management, distribution, epmd = [free_port() for _ in range(4)]
     folder = RUN / "rabbitmq"
     folder.mkdir()
     (folder / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\n"
+        "management.tcp.ip = 127.0.0.1\n"
+        f"management.tcp.port = {management}\n"
         "distribution.listener.interface = 127.0.0.1\n"
         "disk_free_limit.absolute = 1MB\n")
+    # It shows the bindings, which AMQP does not.
+    (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
     cookie = folder / ".erlang.cookie"
     cookie.write_text("worker-gate-demo")
     cookie.chmod(0o400)
@@ -144,7 +151,8 @@ def start_rabbitmq(processes):
         return listens(port)
 
     wait_for(60, "RabbitMQ listens", ready)
-    return f"amqp://guest:guest@127.0.0.1:{port}//"
+    wait_for(60, "its management listens", lambda: listens(management))
+    return f"amqp://guest:guest@127.0.0.1:{port}//", management
 
 
 def texts(env):
@@ -217,20 +225,25 @@ class Thread(threading.Thread):
 
 
 class Witness(Thread):
-    """Asks the broker all the time whether the edge is there. It is open while its exchange exists."""
+    """Asks the broker all the time whether the intake leads to the edge."""
 
-    def __init__(self, url):
+    def __init__(self, port):
         super().__init__()
-        self.url = url
+        self.http = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         # [from, to, open]: certain between these two times. A look says how it was at some moment between asking and
         # being answered; so what is certain begins with the first answer and ends with the last question.
         self.seen = []
 
     def work(self):
-        broker = Broker(self.url)
+        path = f"/api/bindings/%2F/e/{INTAKE}/e/{urllib.parse.quote(EDGE, safe='')}"
+        login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}
         while not self.stopped.is_set():
             before = time.time()
-            is_open = broker.has_exchange(EDGE)
+            self.http.request("GET", path, headers=login)
+            answer = self.http.getresponse()
+            bindings = answer.read()
+            # While the edge exchange does not exist, the answer is 404.
+            is_open = answer.status == 200 and json.loads(bindings) != []
             after = time.time()
             if not self.seen or self.seen[-1][2] != is_open:
                 self.seen.append([after, before, is_open])

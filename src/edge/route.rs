@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The edge exchange deletes itself with its last own binding, and that binding ends with the owner queue, and that ends
-//! with the connection: a gate that dies shuts the way by dying (G4), and no message is touched for it.
+//! with the connection: a gate that dies shuts the way by dying (G4), and no message is touched for it. A living gate opens
+//! and shuts by the binding from the intake alone; why is said at `Topology::shut_edge`.
 
 use std::time::Duration;
 

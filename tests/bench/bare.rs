@@ -12,7 +12,7 @@ use lapin::{
     message::Delivery,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-        ConfirmSelectOptions, ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+        ConfirmSelectOptions, ExchangeBindOptions, ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions,
         QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable},
@@ -37,7 +37,7 @@ pub(crate) struct Bare {
 }
 
 impl Bare {
-    /// Declares everything but the edge.
+    /// Declares everything; the edge is shut.
     #[track_caller]
     pub(crate) fn new(vhost: &Vhost, name: &str) -> Self {
         for (exchange, kind, alternate) in
@@ -59,6 +59,7 @@ impl Bare {
             own.publish.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
             let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
             own.control.queue_declare(own.named("owner"), options, FieldTable::default()).await.unwrap();
+            own.prepare().await.unwrap();
         });
         bare
     }
@@ -67,8 +68,8 @@ impl Bare {
         format!("{}.{part}", self.name).into()
     }
 
-    /// Makes the way from the intake to the lane.
-    pub(crate) async fn open(&self) -> lapin::Result<()> {
+    /// Makes what the intake is led to.
+    async fn prepare(&self) -> lapin::Result<()> {
         let mut arguments = FieldTable::default();
         let lane = self.named("lane");
         arguments.insert("alternate-exchange".into(), AMQPValue::LongString(lane.as_str().into()));
@@ -76,14 +77,20 @@ impl Bare {
         let (edge, none) = (self.named("edge"), FieldTable::default());
         self.control.exchange_declare(edge.clone(), ExchangeKind::Direct, options, arguments).await?;
         let (owner, bind) = (self.named("owner"), QueueBindOptions::default());
-        self.control.queue_bind(owner, edge.clone(), "never".into(), bind, none.clone()).await?;
-        self.control.exchange_bind(edge, self.named("in"), "key".into(), ExchangeBindOptions::default(), none).await
+        self.control.queue_bind(owner, edge, "never".into(), bind, none).await
+    }
+
+    /// Makes the way from the intake to the lane.
+    pub(crate) async fn open(&self) -> lapin::Result<()> {
+        let (edge, intake, options) = (self.named("edge"), self.named("in"), ExchangeBindOptions::default());
+        self.control.exchange_bind(edge, intake, "key".into(), options, FieldTable::default()).await
     }
 
     /// Takes the way away; how long that takes is the least that any shut takes.
     pub(crate) async fn shut(&self) -> lapin::Result<Duration> {
         let begin = Instant::now();
-        self.control.exchange_delete(self.named("edge"), ExchangeDeleteOptions::default()).await?;
+        let (edge, intake, options) = (self.named("edge"), self.named("in"), ExchangeUnbindOptions::default());
+        self.control.exchange_unbind(edge, intake, "key".into(), options, FieldTable::default()).await?;
         Ok(begin.elapsed())
     }
 

@@ -62,7 +62,7 @@ pub(crate) fn measure() -> Vec<Table> {
     let mut table = Table::new("open: from the last act of the last check to the first held message in the lane");
     table.row("worker-gate", "ms", &all.gate).against("the floor", &all.floor).at_most(10.0);
     table.row("  of that, check's result known -> edge open, confirmed", "ms", &all.confirmed);
-    table.row("floor: waitpid, declare, bind, bind, consume, publish", "ms", &all.floor);
+    table.row("floor: waitpid, bind, consume, publish", "ms", &all.floor);
     table.row("  of that, last act -> its exit seen by waitpid", "ms", &all.floor_exit);
     vec![table.note_of_the_clock()]
 }

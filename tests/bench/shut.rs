@@ -70,7 +70,7 @@ pub(crate) fn measure() -> Vec<Table> {
     let mut table =
         Table::new("shut: the profile is edited by a rename while a producer publishes 1,000 messages a second");
     table.row("gate sees it -> edge shut, confirmed", "ms", &seen_to_shut).against("the floor", &floor);
-    table.row("floor: exchange.delete by a bare client", "ms", &floor);
+    table.row("floor: exchange.unbind by a bare client", "ms", &floor);
     table.row("edit -> first message that is held", "ms", &edit_to_held);
     table.row("messages sent after the edit that still went to the worker", "", &missed);
     table.note("a message is published every millisecond, which is also how finely the edit's effect can be seen");

@@ -28,10 +28,6 @@ fn numbers(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|n| n.to_string())
 }
 
-fn is_open(vhost: &Vhost, lane: &str) -> bool {
-    vhost.has_exchange(&format!("worker-gate.edge.{lane}"))
-}
-
 #[test]
 fn a_backlog_that_takes_long_to_move_is_neither_a_bypass_nor_taken_nor_held_while_open() {
     const MANY: u32 = 60_000;
@@ -118,8 +114,8 @@ fn an_alarm_delays_moving_and_shuts_no_other_edge() {
     let mut facts = Facts::of(&vhost);
     vhost.broker().memory_alarm(true);
     host.set_profile(DRIFTED);
-    until(SOON, "the edge is shut", || !is_open(&vhost, LANE));
-    throughout(Duration::from_secs(15), "the other edge stays open", || is_open(&vhost, "codex-1"));
+    until(SOON, "the edge is shut", || !vhost.is_open(LANE));
+    throughout(Duration::from_secs(15), "the other edge stays open", || vhost.is_open("codex-1"));
 
     // A wish to open that is outdated by the time the movers have stopped must not open anything.
     host.set_profile(MANAGED);
@@ -127,12 +123,12 @@ fn an_alarm_delays_moving_and_shuts_no_other_edge() {
     host.set_profile(DRIFTED);
     gate.wait_until(SOON, LANE, "quarantined");
     // It may have been opened in time, and then it is shut by now or in a moment.
-    until(SOON, "it is shut", || !is_open(&vhost, LANE));
-    throughout(Duration::from_secs(8), "it is not opened", || !is_open(&vhost, LANE));
+    until(SOON, "it is shut", || !vhost.is_open(LANE));
+    throughout(Duration::from_secs(8), "it is not opened", || !vhost.is_open(LANE));
 
     vhost.broker().memory_alarm(false);
     until(LONG, "all of them are held", || vhost.waiting(HELD) >= 2_000 && vhost.waiting(LANE) == 0);
-    assert!(is_open(&vhost, "codex-1"));
+    assert!(vhost.is_open("codex-1"));
     assert!(!gate.log().contains("lost the connection"), "{}", gate.log());
     facts.next(SOON, "worker-quarantined", LANE);
     assert!(gate.stop().success());
@@ -191,7 +187,7 @@ fn a_worker_that_is_refused_late_stops_no_other_worker() {
         text.contains("broker_refused").then_some(text)
     });
     println!("{refused}");
-    throughout(Duration::from_secs(2), "the first stays admitted", || is_open(&vhost, LANE));
+    throughout(Duration::from_secs(2), "the first stays admitted", || vhost.is_open(LANE));
     assert!(gate.stop().success());
 }
 
@@ -292,7 +288,7 @@ fn an_edge_that_is_shut_while_it_opens_leaves_nobody_behind_who_takes_messages()
         host.set_profile(DRIFTED);
         facts.next(SOON, "worker-quarantined", LANE);
         host.set_profile(MANAGED);
-        until(SOON, "the edge opens", || is_open(&vhost, LANE));
+        until(SOON, "the edge opens", || vhost.is_open(LANE));
     }
     host.set_profile(DRIFTED);
     facts.next(SOON, "worker-quarantined", LANE);

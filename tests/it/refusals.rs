@@ -226,7 +226,7 @@ fn an_intake_that_holds_by_a_policy_is_used_as_it_is() {
     vhost.publish("codex", "codex-0", ["open"]);
     vhost.wait_for_messages(SOON, LANE, 1);
     assert!(gate.stop().success());
-    until(SOON, "the edge goes with the gate", || !vhost.has_exchange("worker-gate.edge.codex-0"));
+    until(SOON, "the edge goes with the gate", || !vhost.is_open(LANE));
     vhost.publish("codex", "codex-0", ["held"]);
     // The other one was still in the lane when the edge was shut.
     vhost.wait_for_messages(SOON, HELD, 2);
@@ -376,7 +376,7 @@ fn a_gate_whose_password_is_changed_stops_after_a_few_tries() {
     let last = log.lines().last().unwrap();
     assert!(last.starts_with("worker-gate: failed to log in") && last.contains(&user), "{last}");
     assert!(!log.contains(PASSWORD), "{log}");
-    until(SOON, "the edge is shut", || !vhost.has_exchange("worker-gate.edge.codex-0"));
+    until(SOON, "the edge is shut", || !vhost.is_open(LANE));
 }
 
 #[test]

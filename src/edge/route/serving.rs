@@ -57,8 +57,9 @@ pub(super) async fn serve(
         Topology { names, worker: &route.worker, intake: &route.intake, vhost: &route.vhost, user: &route.user };
     let mailbox = owner::own(links, &control, &topology, memory.owned_by_others > 0).await?;
     // Start shut: whatever an earlier owner left is taken away before anything else.
-    topology.shut_edge(&control).await?;
+    topology.clear_edge(&control).await?;
     let is_plain = topology.declare(&links.control).await?;
+    topology.declare_edge(&control).await?;
     let publish = publishing(links).await?;
     let bell = Arc::default();
     let mut serving = Serving {
@@ -218,6 +219,10 @@ impl Serving<'_> {
             return Err(fault);
         }
         self.open = false;
+        if !self.control.status().connected() {
+            // Somebody has deleted the edge exchange, and its bindings with it.
+            self.control = topology::open(&self.links.control).await?;
+        }
         ends.tell(&self.route.worker.name, EdgeReport::Is(wanted, clock::now().mono)).await;
         let before = self.take_back().await?;
         let (links, worker) = (Arc::clone(self.links), self.route.worker.name.clone());
@@ -408,6 +413,7 @@ impl Serving<'_> {
             // On a channel of its own, because lapin remembers every declaration of a channel for as long as that lives.
             let channel = topology::open(&self.links.control).await?;
             self.topology.lane(&self.links.control).await?;
+            self.topology.declare_edge(&channel).await?;
             self.topology.open_edge(&channel).await?;
             let _ = channel.close(200, "done".into()).await;
         }
@@ -422,6 +428,7 @@ impl Serving<'_> {
         if self.is_plain && !self.topology.intake(&self.links.control).await? {
             return Err(Fault::Nowhere { exchange: self.names.intake.to_string() });
         }
+        self.topology.declare_edge(&channel).await?;
         if self.open {
             self.topology.open_edge(&channel).await?;
         }

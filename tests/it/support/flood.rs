@@ -24,14 +24,20 @@ const IN_FLIGHT: usize = 200;
 
 /// Publishes `app.mark` tasks with the ids `prefix` and a number until the count is reached.
 pub(crate) struct Flood {
-    confirmed: Arc<AtomicU32>,
+    tally: Arc<Tally>,
     count: u32,
 }
 
+#[derive(Default)]
+struct Tally {
+    confirmed: AtomicU32,
+    returned: AtomicU32,
+}
+
 impl Flood {
-    /// Starts publishing; returns at once.
+    /// Starts publishing; returns at once. What the broker cannot route it hands back, and it is published again.
     pub(crate) fn start(vhost: &Vhost, exchange: &str, key: &str, prefix: &str, count: u32) -> Self {
-        let confirmed = Arc::new(AtomicU32::new(0));
+        let flood = Self { tally: Arc::default(), count };
         let (exchange, key, prefix) = (ShortString::from(exchange), ShortString::from(key), prefix.to_owned());
         let connection = connect(vhost.url());
         let channel = channel(&connection);
@@ -40,38 +46,46 @@ impl Flood {
             async move { channel.confirm_select(ConfirmSelectOptions::default()).await }
         })
         .unwrap();
-        let done = Arc::clone(&confirmed);
+        let tally = Arc::clone(&flood.tally);
         spawn(async move {
             let _connection = connection;
-            let mut in_flight = FuturesUnordered::new();
-            for number in 0..count {
-                let (body, properties) = task(&format!("{prefix}{number}"));
+            #[expect(clippy::async_yields_async, reason = "the confirm comes later")]
+            let publish = async |body: &[u8], properties| {
                 let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-                in_flight.push(
-                    channel.basic_publish(exchange.clone(), key.clone(), options, &body, properties).await.unwrap(),
-                );
-                while in_flight.len() >= IN_FLIGHT {
-                    assert!(matches!(in_flight.next().await.unwrap().unwrap(), Confirmation::Ack(None)));
-                    done.fetch_add(1, Ordering::Relaxed);
+                channel.basic_publish(exchange.clone(), key.clone(), options, body, properties).await.unwrap()
+            };
+            let (mut in_flight, mut next) = (FuturesUnordered::new(), 0);
+            while tally.confirmed.load(Ordering::Relaxed) < count {
+                while next < count && in_flight.len() < IN_FLIGHT {
+                    let (body, properties) = task(&format!("{prefix}{next}"));
+                    in_flight.push(publish(&body, properties).await);
+                    next += 1;
+                }
+                match in_flight.next().await.unwrap().unwrap() {
+                    Confirmation::Ack(None) => {
+                        tally.confirmed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Confirmation::Ack(Some(returned)) => {
+                        tally.returned.fetch_add(1, Ordering::Relaxed);
+                        in_flight.push(publish(&returned.delivery.data, returned.delivery.properties.clone()).await);
+                    }
+                    refused @ (Confirmation::Nack(_) | Confirmation::NotRequested) => panic!("{refused:?}"),
                 }
             }
-            while let Some(confirmation) = in_flight.next().await {
-                assert!(matches!(confirmation.unwrap(), Confirmation::Ack(None)));
-                done.fetch_add(1, Ordering::Relaxed);
-            }
         });
-        Self { confirmed, count }
+        flood
     }
 
     /// How many the broker has confirmed so far.
     pub(crate) fn confirmed(&self) -> u32 {
-        self.confirmed.load(Ordering::Relaxed)
+        self.tally.confirmed.load(Ordering::Relaxed)
     }
 
-    /// Waits until all have been confirmed.
+    /// Waits until all have been confirmed, and says how many the broker had handed back.
     #[track_caller]
-    pub(crate) fn finish(self) {
+    pub(crate) fn finish(self) -> u32 {
         until(super::wait::LONG, "everything is published", || self.confirmed() == self.count);
+        self.tally.returned.load(Ordering::Relaxed)
     }
 }
 

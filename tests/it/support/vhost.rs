@@ -155,6 +155,14 @@ impl Vhost {
         from.map(|b| (text(b, "destination_type"), text(b, "destination"), text(b, "routing_key"))).collect()
     }
 
+    /// Whether the intake `codex` leads to the edge of `worker`. The edge exchange alone says nothing: it is there as long as
+    /// the gate owns the worker.
+    #[track_caller]
+    pub(crate) fn is_open(&self, worker: &str) -> bool {
+        let edge = format!("worker-gate.edge.{worker}");
+        self.bindings_from("codex").iter().any(|(_, destination, _)| *destination == edge)
+    }
+
     /// Makes the broker close every connection of this virtual host but our own, and says how many that were.
     #[track_caller]
     pub(crate) fn close_connections(&self) -> usize {
