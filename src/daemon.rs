@@ -29,7 +29,7 @@ use crate::{
     },
     identity::Identity,
     model::{EdgeReport, Fact, FactKind, IdentityId, Mono, Now, Observation, Wanted, WorkerName},
-    probe::{ProfileProbe, Runner, Schedule, schedule},
+    probe::{ProfileProbe, Runner, Schedule, schedule, toolchain::Hashes},
     report::{
         audit::AuditError,
         event::type_of,
@@ -37,7 +37,7 @@ use crate::{
         outbox::{Outbox, Scribe},
     },
     settings::{BrokerUrl, EdgeKind, OnDrift, Settings, broker_url::AmqpUrl},
-    verdict::{CheckPolicy, Gate, Input, Policy, Step},
+    verdict::{CheckPolicy, FlapPolicy, Gate, Input, Policy, Step},
     watch::Watcher,
 };
 
@@ -145,18 +145,23 @@ pub async fn run(
     let checks = Arc::new(settings.checks.clone());
     let (watcher, watching) = Watcher::start();
     parts.spawn_probe(watching.run());
-    let mut again = BTreeMap::new();
+    let (mut again, mut repair) = (BTreeMap::new(), BTreeMap::new());
+    let hashes = Arc::<Hashes>::default();
     for identity in identities.iter().cloned() {
         let (ask, asked) = watch::channel(0);
         again.insert(identity.id, ask);
+        let (mend, mended) = watch::channel(0);
+        repair.insert(identity.id, mend);
         let schedule = Schedule {
             profile: profiles(&identity),
             identity: Arc::new(identity),
             checks: checks.clone(),
             runner: runner.clone(),
             watcher: watcher.clone(),
+            hashes: hashes.clone(),
             observations: observations.clone(),
             again: asked,
+            repair: mended,
         };
         parts.spawn_probe(schedule::run(schedule));
     }
@@ -173,7 +178,8 @@ pub async fn run(
             Ok(())
         });
     }
-    let daemon = Daemon { gate, outbox, wanted, again, links, snapshots, checked_at: None, heartbeat: Instant::now() };
+    let daemon =
+        Daemon { gate, outbox, wanted, again, repair, links, snapshots, checked_at: None, heartbeat: Instant::now() };
     daemon.run(parts, observed, reported, &mut signals).await
 }
 
@@ -183,6 +189,7 @@ struct Daemon {
     outbox: Outbox,
     wanted: BTreeMap<WorkerName, watch::Sender<Wanted>>,
     again: BTreeMap<IdentityId, watch::Sender<u64>>,
+    repair: BTreeMap<IdentityId, watch::Sender<u64>>,
     links: watch::Receiver<LinkState>,
     snapshots: watch::Sender<Snapshot>,
     checked_at: Option<Mono>,
@@ -248,9 +255,9 @@ impl Daemon {
                 want.send_replace(wanted);
             }
         }
-        for identity in step.recheck {
-            if let Some(ask) = self.again.get(&identity) {
-                ask.send_modify(|times| *times += 1);
+        for (identities, requests) in [(step.recheck, &self.again), (step.repair, &self.repair)] {
+            for request in identities.iter().filter_map(|identity| requests.get(identity)) {
+                request.send_modify(|times| *times += 1);
             }
         }
         for fact in step.facts {
@@ -341,6 +348,9 @@ pub fn policy(settings: &Settings) -> Policy {
         max_age: settings.evidence.max_age,
         checks: settings.checks.iter().map(|(name, check)| (name.clone(), rule(check))).collect(),
         profile: settings.profile.is_some(),
+        repair: settings.profile.as_ref().is_some_and(|profile| profile.on_drift == OnDrift::Repair),
+        image_required: settings.image.required,
+        flap: FlapPolicy { wait: settings.evidence.flap_wait, max: settings.evidence.flap_max },
     }
 }
 
@@ -358,9 +368,6 @@ fn supported(settings: &Settings) -> Result<&AmqpUrl, DaemonError> {
     let unsupported = |key, what| Err(DaemonError::Unsupported { key, what });
     if settings.workers.iter().any(|worker| matches!(worker.edge, EdgeKind::Feed(_))) {
         return unsupported("workers.edge", "\"feed\" is not in this version; use \"route\" on RabbitMQ");
-    }
-    if settings.profile.as_ref().is_some_and(|profile| profile.on_drift == OnDrift::Repair) {
-        return unsupported("profile.on_drift", "\"repair\" is not in this version; use \"report\"");
     }
     if settings.image.required {
         return unsupported("image.required", "image manifests are not in this version; set it to false");

@@ -11,7 +11,9 @@ use serde::{Serialize, Serializer};
 
 mod record;
 
-pub use record::{CheckRecord, Exposed, ExposedTask, Fact, FactKind, Image, Record};
+pub use record::{
+    CheckRecord, Exposed, ExposedTask, Fact, FactKind, Image, ImageState, Readmission, Record, Tool, VersionChange,
+};
 
 /// A Celery node name such as `codex-0@host-1`. Never empty; cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -145,6 +147,18 @@ pub enum Code {
     ProfileDrifted,
     /// The managed config does not exist.
     ProfileMissing,
+    /// A file that a required check's tool is made of has changed, and the check has not passed since.
+    ToolChanged,
+    /// Settings were loaded again, and what they ask for now has not been proven yet.
+    SettingsChanged,
+    /// The image manifest is missing, cannot be read, or is not `verified`.
+    ImageUnverified,
+    /// The image manifest names other versions than the tools have.
+    ImageMismatch,
+    /// There is another image manifest than before, and nothing has been proven under it yet.
+    ImageChanged,
+    /// Proven again, but quarantined so often of late that it waits a while.
+    Flapping,
     /// The evidence is older than `evidence.max_age`.
     EvidenceStale,
     /// Another gate owns this worker.
@@ -248,6 +262,8 @@ pub struct CheckResult {
     pub duration: Duration,
     /// As read from the output of the command that `version.command` names.
     pub version: Option<String>,
+    /// What the tool was made of when it ran: sha256, in hex, over the files that decide what its commands run.
+    pub fingerprint: Option<String>,
     /// What went wrong and what to do; secrets removed. `None` when passed.
     pub message: Option<Failure>,
 }
@@ -286,8 +302,10 @@ pub struct ProfileReport {
     pub state: ProfileState,
     /// Every enforced key (dotted) with its effective value; null where the key is not set.
     pub enforced: BTreeMap<String, serde_json::Value>,
-    /// The dotted names of all other keys, never their values.
-    pub extra_settings: Vec<String>,
+    /// All other keys: the dotted name of each, and a sha256 of its value in hex. The values themselves are never kept, and
+    /// only the names are told.
+    #[serde(serialize_with = "names")]
+    pub extra_settings: BTreeMap<String, String>,
     /// When the merge last enforced the policy on this file.
     pub managed_on: Option<Timestamp>,
     /// sha256 over the file's bytes, in hex; `None` if it could not be read.
@@ -299,6 +317,38 @@ pub struct ProfileReport {
     /// What is wrong and the command that mends it; `None` when managed.
     #[serde(skip)]
     pub problem: Option<Failure>,
+    /// The enforced keys whose effective value is wrong; all of them where the file cannot be read or parsed.
+    #[serde(skip)]
+    pub wrong: Vec<String>,
+    /// Who may write the file and when somebody last did; `None` if it cannot be looked at.
+    #[serde(skip)]
+    pub written: Option<Written>,
+}
+
+/// What stat says of a file's last writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Permission bits.
+    pub mode: u32,
+    /// When the content was last changed.
+    pub at: Timestamp,
+}
+
+fn names<S: Serializer>(keys: &BTreeMap<String, String>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(keys.keys())
+}
+
+/// What was found of the image manifest, which is one for the whole gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageReport {
+    /// `None` if it is missing or cannot be read.
+    pub image: Option<Image>,
+    /// Why it cannot be read; `None` if it is simply not there.
+    pub problem: Option<Failure>,
+    /// When the look began.
+    pub started: Mono,
+    /// When the gate first noticed that there was something to be found.
+    pub seen: Mono,
 }
 
 /// One finding with the times that evidence needs.
@@ -329,6 +379,15 @@ pub enum Finding {
         /// Its result.
         result: CheckResult,
     },
+    /// A check's tool is made of other files than before: what it was proven to be no longer counts.
+    Tool {
+        /// The check's name in the settings.
+        name: String,
+        /// The first file that was found changed.
+        path: String,
+    },
     /// The managed config was looked at.
     Profile(ProfileReport),
+    /// The gate has merged the enforced keys into the managed config, as it was asked; why not, if it could not.
+    Repair(Result<(), Failure>),
 }

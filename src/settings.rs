@@ -95,6 +95,10 @@ pub struct Events {
 pub struct Evidence {
     /// Older than this is stale. Longer than `every + timeout` of every required check.
     pub max_age: Duration,
+    /// The wait before the next admission, after the second quarantine in a row; zero turns it off.
+    pub flap_wait: Duration,
+    /// The longest such wait.
+    pub flap_max: Duration,
 }
 
 /// One check of tools.

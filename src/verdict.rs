@@ -20,15 +20,20 @@ use std::{
 };
 
 use crate::model::{
-    CheckStatus, EdgeReport, Fact, FactKind, IdentityId, Mono, Now, Observation, Record, Wanted, WorkerName,
+    CheckStatus, EdgeReport, Fact, FactKind, IdentityId, ImageReport, Mono, Now, Observation, Record, Wanted,
+    WorkerName,
 };
 
 mod evidence;
+mod flap;
+mod reason;
+mod repair;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
+pub use flap::FlapPolicy;
 use worker::Worker;
 
 /// The rules that all workers of a gate share.
@@ -40,6 +45,12 @@ pub struct Policy {
     pub checks: BTreeMap<String, CheckPolicy>,
     /// Whether a managed profile is part of the proof.
     pub profile: bool,
+    /// Whether a drifted profile is mended.
+    pub repair: bool,
+    /// Whether only a verified image, with the versions that its manifest lists, is admitted.
+    pub image_required: bool,
+    /// How long repeated quarantines keep a worker out.
+    pub flap: FlapPolicy,
 }
 
 /// How one check's results count.
@@ -58,6 +69,8 @@ pub struct CheckPolicy {
 pub enum Input {
     /// A probe looked at something.
     Observed(Observation),
+    /// The image manifest was looked at.
+    Image(ImageReport),
     /// An edge tells about the broker.
     Edge(WorkerName, EdgeReport),
     /// Time has passed; nothing else.
@@ -73,6 +86,8 @@ pub struct Step {
     pub wanted: Vec<(WorkerName, Wanted)>,
     /// Identities whose checks are to run now.
     pub recheck: BTreeSet<IdentityId>,
+    /// Identities whose profile is to be mended now.
+    pub repair: BTreeSet<IdentityId>,
     /// What to tell the world.
     pub facts: Vec<Fact>,
     /// Call again at this moment at the latest.
@@ -101,6 +116,11 @@ impl Gate {
             Input::Observed(observation) => {
                 for worker in self.workers.values_mut().filter(|w| w.identity() == observation.identity) {
                     worker.observe(now, &observation, &self.policy, &mut step);
+                }
+            }
+            Input::Image(report) => {
+                for worker in self.workers.values_mut() {
+                    worker.look_at_image(now, &report, &self.policy, &mut step);
                 }
             }
             Input::Edge(name, report) => {

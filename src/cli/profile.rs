@@ -140,7 +140,7 @@ fn as_text(workers: &[WorkerName], report: &ProfileReport) -> String {
         line("enforced", &format!("{key} = {value}"));
     }
     if !report.extra_settings.is_empty() {
-        line("other keys", &report.extra_settings.join(", "));
+        line("other keys", &report.extra_settings.keys().map(String::as_str).collect::<Vec<_>>().join(", "));
     }
     if let Some(hash) = &report.config_hash {
         line("config_hash", hash);

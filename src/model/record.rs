@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Account, Admission, CheckStatus, Edge, Outcome, ProfileReport, Reason, WorkerName};
 
@@ -85,6 +85,15 @@ pub struct Record {
     /// From the moment the change was seen to the broker's confirmation of the edge, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<f64>,
+    /// For a quarantined worker that has been quarantined repeatedly: when it may be admitted again at the earliest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readmission: Option<Readmission>,
+    /// For a changed version: of which check, from what to what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_change: Option<VersionChange>,
+    /// For a managed config of which other keys than the enforced ones have changed: their dotted names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed_settings: Option<Vec<String>>,
     /// The managed config; null when none is configured or it was not looked at yet.
     pub profile: Option<ProfileReport>,
     /// The image manifest; null when none is there.
@@ -104,6 +113,8 @@ pub struct CheckRecord {
     pub duration_ms: Option<f64>,
     /// The version that was read from its output.
     pub version: Option<String>,
+    /// sha256, in hex, over the files that decide what its commands run.
+    pub fingerprint: Option<String>,
     /// What went wrong; secrets removed.
     pub message: Option<String>,
     /// When it ran.
@@ -131,11 +142,60 @@ pub struct ExposedTask {
     pub active: bool,
 }
 
-/// The image manifest's part in a record.
+/// How long a worker that was quarantined repeatedly waits, however fit it is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Readmission {
+    /// Quarantines in a row, each soon after an admission.
+    pub quarantines: u32,
+    /// The wait that follows from their number, in milliseconds.
+    pub wait_ms: f64,
+    /// When it ends.
+    pub at: Timestamp,
+}
+
+/// A tool as it was before a change and after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VersionChange {
+    /// The check's name in the settings.
+    pub check: String,
+    /// What the last result was about.
+    pub old: Tool,
+    /// What this one is about.
+    pub new: Tool,
+}
+
+/// What a check has found a tool to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tool {
+    /// As read from its output; null if it said none.
+    pub version: Option<String>,
+    /// sha256, in hex, over the files that decide what its commands run.
+    pub fingerprint: Option<String>,
+}
+
+/// The image manifest's part in a record (DATA_MODEL.md, `RuntimeImageToolchain`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Image {
     /// sha256 of the manifest, hex.
     pub manifest_hash: String,
     /// `built` or `verified`.
-    pub state: String,
+    pub state: ImageState,
+    /// The tag of the image below.
+    pub base_image: Option<String>,
+    /// Node.js.
+    pub node_version: Option<String>,
+    /// What the check named `codex_cli` must find.
+    pub codex_cli_version: Option<String>,
+    /// What the check named `spec_kit` must find.
+    pub spec_kit_version: Option<String>,
+}
+
+/// How far an image has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageState {
+    /// Its manifest was recorded.
+    Built,
+    /// Its manifest was verified.
+    Verified,
 }

@@ -29,6 +29,7 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner) -> 
         outcome: None,
         duration: Duration::ZERO,
         version: None,
+        fingerprint: None,
         message: None,
     };
     for (index, argv) in check.run.iter().enumerate() {

@@ -1,11 +1,20 @@
 //! The look at a managed config, as the schedule wants it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{ProfileProbe, Signature};
 use crate::{
+    chain::chain,
+    clock,
     identity::Identity,
-    profile::{Target, inspect, managed::Managed},
+    model::{Failure, ProfileReport},
+    profile::{
+        Target, inspect,
+        managed::{self, Managed},
+    },
     settings::Settings,
 };
 
@@ -20,17 +29,36 @@ pub fn probes(settings: &Settings) -> impl Fn(&Identity) -> Option<ProfileProbe>
             Some(below) => identity.home.join(below),
             None => PathBuf::from(&profile.path),
         };
+        let paths = [path.clone()].into_iter().chain(profile.template.clone()).collect();
+        let mend = {
+            let (identity, profile, state_dir) = (identity.clone(), profile.clone(), state_dir.clone());
+            move || repair(Target::new(&identity, &profile), &state_dir)
+        };
         Some(ProfileProbe {
             inspect: Arc::new(move || {
                 let target = Target::new(&identity, &profile);
                 let report = inspect(target, None);
                 // A damaged memory of past merges says nothing about the file; `profile apply` is where that is told.
                 let managed_on = Managed::read(&state_dir).ok().and_then(|managed| managed.on(&report.path));
-                crate::model::ProfileReport { managed_on, ..report }
+                ProfileReport { managed_on, ..report }
             }),
-            paths: vec![path.clone()],
+            repair: Arc::new(mend),
+            paths,
             signature: Arc::new(move || Signature::of(&path)),
             every,
         })
+    }
+}
+
+/// Merges the enforced keys, as `profile apply` does.
+fn repair(target: Target<'_>, state_dir: &Path) -> Result<(), Failure> {
+    match managed::apply_and_record(target, state_dir, clock::now().wall) {
+        Ok((_, warning)) => {
+            if let Some(warning) = warning {
+                tracing::warn!("mended the profile, but failed to {warning}");
+            }
+            Ok(())
+        }
+        Err(error) => Err(Failure { detail: format!("failed to {}", chain(&error)), remedy: error.remedy(&target) }),
     }
 }

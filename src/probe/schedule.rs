@@ -1,11 +1,6 @@
 //! Repeats the checks of one identity and the look at its profile, and sends what they find.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -13,60 +8,25 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{check, command::Runner, signature::Signature};
+use super::{check, command::Runner, toolchain::Hashes};
 use crate::{
     clock,
     identity::Identity,
-    model::{Finding, IdentityId, Mono, Observation, ProfileReport},
+    model::{Finding, IdentityId, Mono, Observation},
     settings::Check,
-    watch::{Subject, Watcher},
+    watch::Watcher,
 };
 
-/// Between two cheap looks at a profile that cannot be watched. Two calls to stat cost some microseconds, so four looks a
-/// second cost an idle gate nothing that shows.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+mod profile;
+mod tool;
 
-/// Between two cheap looks at a profile that is watched. They are for what raises no event, such as an edit in the lower
-/// layer of an overlay.
-const LOOK_WATCHED_EVERY: Duration = Duration::from_secs(2);
-
-/// Between two full inspections at the most, however still the file lies: an edit through a memory map or on a network
-/// file system may change no stamp.
-const INSPECT_EVERY: Duration = Duration::from_secs(60);
-
-/// An inspection is also evidence, and evidence is renewed this many times before it is too old: one that comes late
-/// must quarantine nobody.
-const RENEWALS: u32 = 3;
+pub use profile::ProfileProbe;
+use profile::{inspect, watch_profile};
+use tool::Tool;
 
 /// Schedules are stretched and shrunk by up to this share, so that the gates of many hosts, started together, do not
 /// come to check together.
 const JITTER: f64 = 0.1;
-
-/// How the profile is looked at. Both are called on a thread where they may block.
-#[derive(Clone)]
-pub struct ProfileProbe {
-    /// Reads and judges the file.
-    pub inspect: Arc<dyn Fn() -> ProfileReport + Send + Sync>,
-    /// What decides the report: when one of these changes, it is inspected at once. Absolute.
-    pub paths: Vec<PathBuf>,
-    /// Tells cheaply whether it may have changed.
-    pub signature: Arc<dyn Fn() -> Signature + Send + Sync>,
-    /// Between two inspections of a file that lies still; see [`ProfileProbe::renewal`].
-    pub every: Duration,
-}
-
-impl ProfileProbe {
-    /// How often a still profile is inspected if evidence counts for `max_age`.
-    pub fn renewal(max_age: Duration) -> Duration {
-        INSPECT_EVERY.min(max_age / RENEWALS)
-    }
-}
-
-impl std::fmt::Debug for ProfileProbe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ProfileProbe")
-    }
-}
 
 /// What is repeated, for whom, and where the findings go.
 #[derive(Debug)]
@@ -81,10 +41,14 @@ pub struct Schedule {
     pub runner: Runner,
     /// Tells of changed files; one for the whole gate.
     pub watcher: Watcher,
+    /// Hashes of the tools' files; one for the whole gate.
+    pub hashes: Arc<Hashes>,
     /// Bounded by the caller; a full channel delays the next run and loses nothing.
     pub observations: mpsc::Sender<Observation>,
     /// "Check now": every change of the number is a request. What had started before the request does not answer it.
     pub again: watch::Receiver<u64>,
+    /// "Mend the profile now": every change of the number is a request.
+    pub repair: watch::Receiver<u64>,
 }
 
 /// Runs every check and looks at the profile, first at once and then on schedule, until nobody receives the
@@ -94,17 +58,18 @@ pub struct Schedule {
 ///
 /// Passes on a panic of a probe: going on without it would let its evidence age for no reason that anybody is told.
 pub async fn run(schedule: Schedule) {
-    let Schedule { identity, checks, profile, runner, watcher, observations, again } = schedule;
+    let Schedule { identity, checks, profile, runner, watcher, hashes, observations, again, repair } = schedule;
     let mut loops = JoinSet::new();
     for (name, check) in checks.iter() {
         let every = check.every;
         let (identity, checks, name, runner) = (identity.clone(), checks.clone(), name.clone(), runner.clone());
+        let tool = Tool::new(identity.clone(), check.clone(), name.clone(), &watcher, hashes.clone());
         let probe = async move |started: Started<'_>| probe_check(&identity, &checks, &name, &runner, started).await;
-        loops.spawn(repeat(every, jitter, again.clone(), observations.clone(), probe));
+        loops.spawn(repeat(every, jitter, again.clone(), observations.clone(), tool, probe));
     }
     if let Some(profile) = profile {
         let subject = watcher.subject(profile.paths.clone());
-        loops.spawn(watch_profile(identity.id, profile, subject, again, observations));
+        loops.spawn(watch_profile(identity.id, profile, subject, (again, repair), observations));
     }
     while let Some(ended) = loops.join_next().await {
         if let Err(error) = ended
@@ -151,30 +116,6 @@ async fn probe_check(
     Some(observed(identity.id, began, Finding::Check { name: name.to_owned(), result }))
 }
 
-async fn inspect(identity: IdentityId, profile: &ProfileProbe) -> Option<Observation> {
-    let (_, observation) = look_and_inspect(identity, profile, None).await?;
-    Some(observation)
-}
-
-/// Inspects the profile because of what was noticed at `seen`, if anything was. Also hands back what it looked like
-/// before, so that a change during the inspection shows at the next look.
-async fn look_and_inspect(
-    identity: IdentityId,
-    profile: &ProfileProbe,
-    seen: Option<Mono>,
-) -> Option<(Look, Observation)> {
-    let profile = profile.clone();
-    // Both in one go: between an edit and the shut of an edge, every change of threads shows.
-    on_a_blocking_thread(move || {
-        let began = clock::now().mono;
-        let look = Look::at(&profile);
-        let report = (profile.inspect)();
-        let observation = observed(identity, began, Finding::Profile(report));
-        (look, Observation { seen: seen.unwrap_or(observation.seen), ..observation })
-    })
-    .await
-}
-
 fn observed(identity: IdentityId, started: Mono, finding: Finding) -> Observation {
     let now = clock::now();
     Observation { identity, started, finished: now.mono, seen: now.mono, at: now.wall, finding }
@@ -201,95 +142,72 @@ async fn requested(again: &mut watch::Receiver<u64>) {
     }
 }
 
-/// Runs the probe, at once and then `every` so often from start to start, or when requested. Never twice at once: what
-/// comes due meanwhile is run afterwards, once.
+/// Runs the probe, at once and then `every` so often from start to start, or when requested, or when the tool has changed.
+/// Never twice at once: what comes due meanwhile is run afterwards, once.
+///
+/// A change of the tool is told before anything else is done about it. A run that it falls into ends there: what it would say
+/// is about neither the old tool nor the new one.
 async fn repeat<P>(
     every: Duration,
     jitter: fn(Duration) -> Duration,
     mut again: watch::Receiver<u64>,
     observations: mpsc::Sender<Observation>,
+    mut tool: Tool,
     probe: P,
 ) where
     P: AsyncFn(Started<'_>) -> Option<Observation>,
 {
     loop {
         let mut began = Instant::now();
-        // A request is answered by what starts after it; waiting for a free slot is not yet a start.
-        let started = Box::new(|| {
-            began = Instant::now();
-            again.mark_unchanged();
-        });
-        let Some(observation) = probe(started).await else { return };
-        if observations.send(observation).await.is_err() {
-            return;
-        }
-        tokio::select! {
-            () = sleep_until(began + jitter(every)) => {}
-            () = requested(&mut again) => {}
-            () = observations.closed() => return,
-        }
-    }
-}
-
-/// Inspects the profile at once when its files are touched or when requested, soon when its signature has changed, and
-/// now and then.
-async fn watch_profile(
-    identity: IdentityId,
-    profile: ProfileProbe,
-    subject: Subject,
-    mut again: watch::Receiver<u64>,
-    observations: mpsc::Sender<Observation>,
-) {
-    let mut seen = None;
-    loop {
-        again.mark_unchanged();
-        let inspected = Instant::now();
-        let Some((before, observation)) = look_and_inspect(identity, &profile, seen.take()).await else { return };
-        if observations.send(observation).await.is_err() {
-            return;
-        }
-        let mut next_look = Instant::now();
-        loop {
-            next_look += if subject.unwatched().is_some() { LOOK_EVERY } else { LOOK_WATCHED_EVERY };
-            // A watch says nothing of what raises no event, and its evidence has to be renewed in time.
-            next_look = next_look.min(inspected + profile.every.max(LOOK_EVERY));
-            tokio::select! {
-                touched = subject.touched() => {
-                    seen = Some(touched.at);
-                    break;
+        let mut change = tool.look().await;
+        if change.is_none() {
+            let fingerprint = tool.fingerprint();
+            // A request is answered by what starts after it; waiting for a free slot is not yet a start.
+            let started = Box::new(|| {
+                began = Instant::now();
+                again.mark_unchanged();
+            });
+            let found = tokio::select! {
+                biased;
+                changed = tool.changed() => Err(changed),
+                found = probe(started) => Ok(found),
+            };
+            change = match found {
+                Err(change) => Some(change),
+                Ok(None) => return,
+                Ok(Some(observation)) => {
+                    let observation = made_of(observation, fingerprint.await);
+                    let change = tool.look().await;
+                    if change.is_none() && observations.send(observation).await.is_err() {
+                        return;
+                    }
+                    change
                 }
-                () = sleep_until(next_look) => {}
-                () = requested(&mut again) => break,
+            };
+        }
+        if change.is_none() {
+            tokio::select! {
+                () = sleep_until(began + jitter(every)) => {}
+                () = requested(&mut again) => {}
+                changed = tool.changed() => change = Some(changed),
                 () = observations.closed() => return,
             }
-            let Some(now) = look(&profile).await else { return };
-            if now.signature != before.signature || !before.is_settled || inspected.elapsed() >= profile.every {
-                break;
+        }
+        if let Some(change) = change {
+            if observations.send(change).await.is_err() {
+                return;
             }
-            // After a suspended machine or a slow disk there is nothing to be caught up with.
-            next_look = next_look.max(Instant::now());
+            tool.settle().await;
         }
     }
 }
 
-/// What a cheap look at the profile shows.
-struct Look {
-    signature: Signature,
-    /// Whether a later change is sure to show.
-    is_settled: bool,
-}
-
-impl Look {
-    fn at(profile: &ProfileProbe) -> Self {
-        let signature = (profile.signature)();
-        let is_settled = signature.is_settled(SystemTime::now());
-        Self { signature, is_settled }
+/// The observation of a check, with what its tool was made of.
+fn made_of(mut observation: Observation, fingerprint: Option<String>) -> Observation {
+    if let Finding::Check { result, .. } = &mut observation.finding {
+        result.fingerprint = fingerprint;
     }
-}
-
-async fn look(profile: &ProfileProbe) -> Option<Look> {
-    let profile = profile.clone();
-    on_a_blocking_thread(move || Look::at(&profile)).await
+    observation
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What the profile is, for the report. It never fails: whatever is wrong becomes a state, a detail and a remedy.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use nix::errno::Errno;
 
@@ -11,7 +13,7 @@ use super::{
     text::{shell_word, shown_path},
     value,
 };
-use crate::model::{Failure, ProfileReport, ProfileState};
+use crate::model::{Failure, ProfileReport, ProfileState, Written};
 
 /// Looks at one profile. `managed_on` is what [`super::managed`] has for it, and is only handed on.
 ///
@@ -104,11 +106,13 @@ impl Report<'_> {
             owner_gid: None,
             state,
             enforced: unset,
-            extra_settings: Vec::new(),
+            extra_settings: BTreeMap::new(),
             managed_on: self.managed_on,
             config_hash: None,
             policy_hash: None,
             problem: Some(problem),
+            wrong: self.target.enforce.iter().map(|key| value::dotted(&key.key)).collect(),
+            written: None,
         }
     }
 
@@ -119,6 +123,7 @@ impl Report<'_> {
             owner_uid: Some(snapshot.uid),
             owner_gid: Some(snapshot.gid),
             config_hash: Some(policy::sha256_hex(&snapshot.bytes)),
+            written: Some(Written { mode: snapshot.mode, at: snapshot.modified }),
             ..self.without_text(path.to_owned(), ProfileState::Drifted, placeholder)
         };
         match text_of(&snapshot.bytes) {
@@ -127,6 +132,7 @@ impl Report<'_> {
                 report.enforced = effective.iter().map(|e| (e.key.clone(), shown_value(e))).collect();
                 report.extra_settings = policy::extra_settings(&root, self.target.enforce);
                 report.policy_hash = Some(policy::policy_hash(&effective));
+                report.wrong = effective.iter().filter(|key| !key.is_as_wanted()).map(|key| key.key.clone()).collect();
                 problems.extend(self.drift(path, text, &effective));
             }
             Err(broken) => problems.push(broken.failure(path, &self.target.apply_command())),

@@ -1,6 +1,6 @@
 //! What a profile's text says about the enforced keys. Pure: nothing here opens a file.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -120,23 +120,27 @@ pub(super) fn policy_hash(effective: &[Effective]) -> String {
 
 /// sha256, in lower-case hex.
 pub(super) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+    bytes.iter().fold(String::with_capacity(64), |mut hex, byte| {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
         hex
     })
 }
 
-/// The dotted names of all keys that are not enforced: of everything that is not a table, and of empty tables. Keys
-/// inside an array of tables are named once, without an index. Sorted.
-pub(super) fn extra_settings(root: &toml::Table, enforce: &[Enforced]) -> Vec<String> {
-    let mut names = BTreeSet::new();
+/// All keys that are not enforced, of everything that is not a table, and of empty tables: the dotted name of each, and the
+/// sha256 of its value in hex. Keys inside an array of tables are named once, without an index.
+pub(super) fn extra_settings(root: &toml::Table, enforce: &[Enforced]) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
     let mut path = Vec::new();
     for (key, value) in root {
-        collect(key, value, &mut path, enforce, &mut names);
+        collect(key, value, &mut path, enforce, &mut found);
     }
-    names.into_iter().collect()
+    found.into_iter().map(|(name, hash)| (name, hex(&hash.finalize()))).collect()
 }
 
 fn collect<'t>(
@@ -144,7 +148,7 @@ fn collect<'t>(
     value: &'t toml::Value,
     path: &mut Vec<&'t str>,
     enforce: &[Enforced],
-    names: &mut BTreeSet<String>,
+    found: &mut BTreeMap<String, Sha256>,
 ) {
     path.push(key);
     if !enforce.iter().any(|e| e.key == *path) {
@@ -161,10 +165,14 @@ fn collect<'t>(
             | toml::Value::Datetime(_) => Vec::new(),
         };
         if tables.iter().all(|table| table.is_empty()) {
-            names.insert(value::dotted(path));
+            let hash = found.entry(value::dotted(path)).or_default();
+            let text = value::canonical(value).to_string();
+            // With its length in front, no value can pass for two.
+            hash.update(u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hash.update(text.as_bytes());
         }
         for (key, value) in tables.into_iter().flatten() {
-            collect(key, value, path, enforce, names);
+            collect(key, value, path, enforce, found);
         }
     }
     path.pop();

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use nix::errno::Errno;
 
 use super::{
@@ -31,6 +32,8 @@ pub(super) struct Snapshot {
     pub(super) gid: u32,
     /// Permission bits.
     pub(super) mode: u32,
+    /// When the content was last changed.
+    pub(super) modified: Timestamp,
     pub(super) id: FileId,
 }
 
@@ -113,5 +116,7 @@ pub(super) fn read(fd: OwnedFd, path: &Path) -> Result<Snapshot, ReadError> {
         return Err(ReadError::TooLarge { path: path.to_owned() });
     }
     let id = FileId { dev: meta.dev(), ino: meta.ino() };
-    Ok(Snapshot { bytes, uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o7777, id })
+    // A time that no calendar has is as good as none.
+    let modified = Timestamp::new(meta.mtime(), i32::try_from(meta.mtime_nsec()).unwrap_or(0)).unwrap_or_default();
+    Ok(Snapshot { bytes, uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o7777, modified, id })
 }

@@ -158,6 +158,9 @@ pub(crate) mod tests {
             account: None,
             exposed: None,
             latency_ms: None,
+            readmission: None,
+            version_change: None,
+            changed_settings: None,
             profile: None,
             image: None,
         }

@@ -57,6 +57,10 @@ pub(super) struct Events {
 pub(super) struct Evidence {
     #[serde(deserialize_with = "duration::deserialize")]
     pub(super) max_age: Duration,
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub(super) flap_wait: Duration,
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub(super) flap_max: Duration,
 }
 
 #[derive(Debug, Deserialize)]

@@ -52,7 +52,7 @@ pub(super) static ROOT: Kind = Kind::Table(&[
     field("gate", Kind::Table(GATE)),
     field("broker", Kind::Table(BROKER)),
     field("events", Kind::Table(EVENTS)),
-    field("evidence", Kind::Table(&[field("max_age", Kind::Duration)])),
+    field("evidence", Kind::Table(EVIDENCE)),
     field("checks", Kind::Map(&Kind::Table(CHECK))),
     field("profile", Kind::Table(PROFILE)),
     field("image", Kind::Table(IMAGE)),
@@ -72,6 +72,9 @@ static BROKER: &[Field] = &[
 ];
 
 static EVENTS: &[Field] = &[field("exchange", Kind::Text), field("mirror_celeryev", Kind::Bool)];
+
+static EVIDENCE: &[Field] =
+    &[field("max_age", Kind::Duration), field("flap_wait", Kind::Duration), field("flap_max", Kind::Duration)];
 
 static CHECK: &[Field] = &[
     field("run", Kind::List(&Kind::List(&Kind::Text))),

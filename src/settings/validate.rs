@@ -24,7 +24,7 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
     let broker = broker(raw.broker, &mut look);
     let transport = broker.as_ref().map(Transport::of);
     let events = events(raw.events, transport, &mut look);
-    let max_age = raw.evidence.max_age;
+    let raw::Evidence { max_age, flap_wait, flap_max } = raw.evidence;
     let checks = checks::checks(raw.checks, max_age, &mut look);
     let profile = profile::profile(raw.profile, &mut look);
     let image = image(raw.image, &mut look);
@@ -33,7 +33,7 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
         gate,
         broker: broker?,
         events,
-        evidence: super::Evidence { max_age },
+        evidence: super::Evidence { max_age, flap_wait, flap_max },
         checks: checks?,
         profile,
         image,

@@ -5,7 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{CheckPolicy, milliseconds};
-use crate::model::{CheckRecord, CheckResult, CheckStatus, Mono, Observation, ProfileReport, ProfileState};
+use crate::model::{
+    CheckRecord, CheckResult, CheckStatus, Mono, Observation, ProfileReport, ProfileState, Reason, Tool,
+};
 
 /// The history of one check, as far as it matters.
 #[derive(Debug, Clone, Default)]
@@ -19,10 +21,27 @@ pub(super) struct CheckEvidence {
     proven: bool,
     /// When the newest pass that counts began. A look says nothing about what happened after it began.
     passed_at: Option<Mono>,
+    /// What was found before this moment is about something that is no longer there.
+    valid_since: Option<Mono>,
+    /// Why what was proven does not count, until the check has said something new.
+    doubt: Option<Reason>,
+    /// The tool as the last result that knew its version, or passed, was about it.
+    tool: Option<Tool>,
 }
 
 impl CheckEvidence {
-    pub(super) fn take(&mut self, result: &CheckResult, seen: &Observation, policy: CheckPolicy, owned: Option<Mono>) {
+    /// Takes a result in. If it is about another tool than the results before it, hands back what that one was and what this
+    /// one is.
+    pub(super) fn take(
+        &mut self,
+        result: &CheckResult,
+        seen: &Observation,
+        policy: CheckPolicy,
+        owned: Option<Mono>,
+    ) -> Option<(Tool, Tool)> {
+        if self.valid_since.is_some_and(|since| seen.started < since) {
+            return None;
+        }
         match result.status {
             CheckStatus::Passed => {
                 self.fails = 0;
@@ -46,7 +65,32 @@ impl CheckEvidence {
                 }
             }
         }
+        if self.proven || self.unfit {
+            self.doubt = None;
+        }
         self.last = Some((result.clone(), seen.at));
+        self.change_of_tool(result)
+    }
+
+    fn change_of_tool(&mut self, result: &CheckResult) -> Option<(Tool, Tool)> {
+        // A tool that is being installed fails in many ways; what it is shows once it says so, or passes.
+        if result.fingerprint.is_none() || (result.version.is_none() && result.status != CheckStatus::Passed) {
+            return None;
+        }
+        let new = Tool { version: result.version.clone(), fingerprint: result.fingerprint.clone() };
+        let old = self.tool.replace(new.clone())?;
+        (old.fingerprint != new.fingerprint).then_some((old, new))
+    }
+
+    /// What was proven no longer counts, for this reason, and what was found before `since` will not count either.
+    pub(super) fn doubt(&mut self, reason: Reason, since: Mono) {
+        self.void();
+        self.valid_since = Some(since);
+        self.doubt = Some(reason);
+    }
+
+    pub(super) fn doubted(&self) -> Option<&Reason> {
+        self.doubt.as_ref()
     }
 
     /// What was proven no longer counts: the gate has just come to own the worker. A failure is still a failure.
@@ -84,6 +128,7 @@ impl CheckEvidence {
             outcome: result.and_then(|result| result.outcome.clone()),
             duration_ms: result.map(|result| milliseconds(result.duration)),
             version: result.and_then(|result| result.version.clone()),
+            fingerprint: result.and_then(|result| result.fingerprint.clone()),
             message: result.and_then(|result| Some(result.message.as_ref()?.detail.clone())),
             checked_at: self.last.as_ref().map(|(_, at)| *at),
         }
@@ -95,6 +140,10 @@ impl CheckEvidence {
 pub(super) struct ProfileEvidence {
     last: Option<ProfileReport>,
     managed_at: Option<Mono>,
+    /// What was found before this moment was judged by other rules.
+    valid_since: Option<Mono>,
+    /// Why what was proven does not count, until the profile has been looked at again.
+    doubt: Option<Reason>,
 }
 
 impl ProfileEvidence {
@@ -105,6 +154,10 @@ impl ProfileEvidence {
         seen: &Observation,
         owned: Option<Mono>,
     ) -> Option<ProfileReport> {
+        if self.valid_since.is_none_or(|since| seen.started >= since) {
+            self.doubt = None;
+        }
+        let owned = owned.max(self.valid_since).filter(|_| owned.is_some());
         let counts = report.state == ProfileState::Managed && owned.is_some_and(|owned| seen.started >= owned);
         self.managed_at = counts.then_some(seen.started);
         self.last.replace(report.clone())
@@ -112,6 +165,17 @@ impl ProfileEvidence {
 
     pub(super) fn void(&mut self) {
         self.managed_at = None;
+    }
+
+    /// As [`CheckEvidence::doubt`].
+    pub(super) fn doubt(&mut self, reason: Reason, since: Mono) {
+        self.void();
+        self.valid_since = Some(since);
+        self.doubt = Some(reason);
+    }
+
+    pub(super) fn doubted(&self) -> Option<&Reason> {
+        self.doubt.as_ref()
     }
 
     pub(super) fn last(&self) -> Option<&ProfileReport> {

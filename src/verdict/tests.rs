@@ -8,6 +8,8 @@ use crate::model::{
     Account, Admission, CheckResult, Code, Edge, Failure, Finding, Outcome, ProfileReport, ProfileState, Reason,
 };
 
+mod drift;
+
 const MAX_AGE: Duration = Duration::from_secs(300);
 
 fn at(ms: u64) -> Now {
@@ -19,7 +21,14 @@ fn policy(fail_after: u32, pass_after: u32) -> Policy {
     let rule = CheckPolicy { required: true, fail_after, pass_after };
     let optional = CheckPolicy { required: false, ..rule };
     let checks = [("codex_cli", rule), ("spec_kit", rule), ("extra", optional)];
-    Policy { max_age: MAX_AGE, checks: checks.map(|(name, rule)| (name.to_owned(), rule)).into(), profile: true }
+    Policy {
+        max_age: MAX_AGE,
+        checks: checks.map(|(name, rule)| (name.to_owned(), rule)).into(),
+        profile: true,
+        repair: false,
+        image_required: false,
+        flap: FlapPolicy { wait: Duration::ZERO, max: Duration::ZERO },
+    }
 }
 
 fn name() -> WorkerName {
@@ -36,6 +45,7 @@ fn check(ms: u64, name: &str, passed: bool) -> Input {
         outcome: Some(Outcome::ExitCode(i32::from(!passed))),
         duration: Duration::from_millis(5),
         version: None,
+        fingerprint: None,
         message: (!passed)
             .then(|| Failure { detail: "codex login status: exit code 1".into(), remedy: "codex login".into() }),
     };
@@ -53,13 +63,19 @@ fn profile(ms: u64, state: ProfileState) -> Input {
             owner_gid: Some(1000),
             state,
             enforced: BTreeMap::new(),
-            extra_settings: vec![],
+            extra_settings: BTreeMap::new(),
             managed_on: None,
             config_hash: Some("c0".into()),
             policy_hash: Some("90".into()),
             problem,
+            wrong: if state == ProfileState::Managed { vec![] } else { vec!["approval_policy".into()] },
+            written: None,
         }),
     )
+}
+
+fn tool(ms: u64, name: &str) -> Input {
+    observed(ms, Finding::Tool { name: name.into(), path: "/usr/bin/codex".into() })
 }
 
 fn observed(ms: u64, finding: Finding) -> Input {
@@ -286,6 +302,7 @@ fn a_health_check_that_says_nothing_new_is_published_and_not_audited_again() {
 #[derive(Debug, Clone)]
 enum Happening {
     Check(bool, bool),
+    Tool(bool),
     Profile(ProfileState),
     Owned,
     Down,
@@ -297,6 +314,7 @@ enum Happening {
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         8 => (any::<bool>(), proptest::bool::weighted(0.7)).prop_map(|(codex, passed)| Happening::Check(codex, passed)),
+        1 => any::<bool>().prop_map(Happening::Tool),
         4 => prop_oneof![3 => Just(ProfileState::Managed), 1 => Just(ProfileState::Drifted), 1 => Just(ProfileState::Missing)]
             .prop_map(Happening::Profile),
         2 => Just(Happening::Owned),
@@ -329,6 +347,11 @@ proptest! {
                     let look = looks.entry(name).or_default();
                     *look = if passed { (0, Some(ms - 5)) } else { (look.0 + 1, look.1) };
                     check(ms, name, passed)
+                }
+                Happening::Tool(codex) => {
+                    let name = if codex { "codex_cli" } else { "spec_kit" };
+                    looks.entry(name).or_default().1 = None;
+                    tool(ms, name)
                 }
                 Happening::Profile(state) => {
                     let managed = state == ProfileState::Managed;

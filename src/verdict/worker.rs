@@ -7,11 +7,15 @@ use jiff::Timestamp;
 use super::{
     Policy, Step,
     evidence::{CheckEvidence, ProfileEvidence},
-    fact, milliseconds, status_of,
+    fact,
+    flap::Flap,
+    milliseconds, reason,
+    repair::Repairs,
+    status_of,
 };
 use crate::model::{
-    Account, Admission, CheckRecord, Code, Edge, EdgeReport, Exposed, FactKind, Finding, IdentityId, Mono, Now,
-    Observation, ProfileReport, ProfileState, Reason, Record, Wanted, WorkerName,
+    Account, Admission, CheckRecord, Edge, EdgeReport, Exposed, FactKind, Finding, IdentityId, ImageReport, ImageState,
+    Mono, Now, Observation, ProfileReport, ProfileState, Reason, Record, VersionChange, Wanted, WorkerName,
 };
 
 /// How long a fact waits for the broker's account. An edge answers within its own limits (seconds); a fact that is told
@@ -40,6 +44,7 @@ pub(super) struct Worker {
     identity: IdentityId,
     checks: BTreeMap<String, CheckEvidence>,
     profile: ProfileEvidence,
+    image: Option<ImageReport>,
     ownership: Ownership,
     admission: Admission,
     reason: Reason,
@@ -50,6 +55,8 @@ pub(super) struct Worker {
     checked_at: Option<Timestamp>,
     /// What the last audited health check said, without its times.
     audited: Option<Vec<(String, CheckRecord)>>,
+    repairs: Repairs,
+    flap: Flap,
     stopping: bool,
 }
 
@@ -60,15 +67,18 @@ impl Worker {
             identity,
             checks: policy.checks.keys().map(|name| (name.clone(), CheckEvidence::default())).collect(),
             profile: ProfileEvidence::default(),
-            ownership: Ownership::Down(starting()),
+            image: None,
+            ownership: Ownership::Down(reason::starting()),
             admission: Admission::Held,
-            reason: starting(),
+            reason: reason::starting(),
             wanted: Wanted::shut(),
             edge: Edge::Shut,
             edge_at: None,
             pending: None,
             checked_at: None,
             audited: None,
+            repairs: Repairs::default(),
+            flap: Flap::default(),
             stopping: false,
         }
     }
@@ -82,17 +92,49 @@ impl Worker {
         match &observed.finding {
             Finding::Check { name, result } => {
                 let (Some(evidence), Some(rule)) = (self.checks.get_mut(name), policy.checks.get(name)) else { return };
-                evidence.take(result, observed, *rule, owned);
+                let change = evidence.take(result, observed, *rule, owned);
                 self.checked_at = Some(observed.at);
                 self.settle(now, observed.seen, policy, step);
                 self.tell_health(now, policy, step);
+                if let Some((old, new)) = change {
+                    let change = VersionChange { check: name.clone(), old, new };
+                    let record = Record { version_change: Some(change), ..self.record(policy) };
+                    step.facts.push(fact(FactKind::WorkerVersionChanged, now, record));
+                }
+            }
+            Finding::Tool { name, path } => {
+                let Some(evidence) = self.checks.get_mut(name) else { return };
+                evidence.doubt(reason::tool_changed(name, path), observed.started);
+                self.settle(now, observed.seen, policy, step);
             }
             Finding::Profile(report) => {
                 let before = self.profile.take(report, observed, owned);
+                if report.state == ProfileState::Managed {
+                    self.repairs.managed();
+                } else if policy.repair && owned.is_some() && self.repairs.drifted(now.mono, report) {
+                    step.repair.insert(self.identity);
+                }
                 self.settle(now, observed.seen, policy, step);
                 self.tell_profile(now, before.as_ref(), report, policy, step);
             }
+            Finding::Repair(outcome) => {
+                self.repairs.ended(outcome);
+                self.settle(now, observed.seen, policy, step);
+            }
         }
+    }
+
+    /// Takes in what the image manifest says. Another one than before makes everything that was proven worthless.
+    pub(super) fn look_at_image(&mut self, now: Now, report: &ImageReport, policy: &Policy, step: &mut Step) {
+        let hash = |report: &ImageReport| report.image.as_ref().map(|image| image.manifest_hash.clone());
+        let before = self.image.replace(report.clone());
+        if before.is_some_and(|before| hash(&before) != hash(report)) {
+            for evidence in self.checks.values_mut() {
+                evidence.doubt(reason::image_changed(), report.started);
+            }
+            step.recheck.insert(self.identity);
+        }
+        self.settle(now, report.seen, policy, step);
     }
 
     pub(super) fn edge(&mut self, now: Now, report: EdgeReport, policy: &Policy, step: &mut Step) {
@@ -118,7 +160,7 @@ impl Worker {
                 step.recheck.insert(self.identity);
                 self.settle(now, now.mono, policy, step);
                 if self.admission == Admission::Held {
-                    self.reason = starting();
+                    self.reason = reason::starting();
                     step.facts.push(fact(FactKind::WorkerHeld, now, self.record(policy)));
                 }
             }
@@ -135,7 +177,7 @@ impl Worker {
             }
             EdgeReport::Bypass { messages, ways } => {
                 let mut record = self.record(policy);
-                record.reason = Some(bypass(messages, &ways));
+                record.reason = Some(reason::bypass(messages, &ways));
                 step.facts.push(fact(FactKind::WorkerBypass, now, record));
             }
         }
@@ -166,6 +208,11 @@ impl Worker {
         if !changed {
             return;
         }
+        match admission {
+            Admission::Admitted => self.flap.admitted(now.mono),
+            Admission::Quarantined => self.flap.quarantined(now, policy.flap),
+            Admission::Held => {}
+        }
         self.wanted = Wanted {
             edge: if admission == Admission::Admitted { Edge::Open } else { Edge::Shut },
             quarantine: admission == Admission::Quarantined,
@@ -192,12 +239,9 @@ impl Worker {
 
     fn judge(&self, now: Mono, policy: &Policy) -> (Admission, Reason) {
         if self.stopping {
-            let why = "the gate is stopping; the edge stays shut until a gate runs again";
             return match self.admission {
                 Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
-                Admission::Held | Admission::Admitted => {
-                    (Admission::Held, Reason::new(Code::Stopping, why, "start worker-gate again"))
-                }
+                Admission::Held | Admission::Admitted => (Admission::Held, reason::stopping()),
             };
         }
         if let Some(reason) = self.unfit(policy) {
@@ -211,46 +255,53 @@ impl Worker {
             };
         }
         let stale = self.stale_at(policy).is_some_and(|at| now >= at);
+        let proven = !stale && self.is_proven(policy);
         match self.admission {
-            _ if !stale && self.is_proven(policy) => (Admission::Admitted, fit()),
+            Admission::Quarantined if proven && let Some(wait) = self.flap.waits(now) => {
+                (Admission::Quarantined, reason::flapping(wait))
+            }
+            _ if proven => (Admission::Admitted, reason::fit()),
             Admission::Held => (Admission::Held, self.reason.clone()),
-            Admission::Admitted | Admission::Quarantined if stale => (Admission::Quarantined, stale_reason(policy)),
-            Admission::Admitted | Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
+            Admission::Admitted | Admission::Quarantined if stale => (Admission::Quarantined, reason::stale(policy)),
+            Admission::Admitted | Admission::Quarantined => {
+                let doubt = self.doubted(policy).unwrap_or(&self.reason);
+                (Admission::Quarantined, doubt.clone())
+            }
         }
     }
 
     /// What is wrong with this worker, if anything required is.
     fn unfit(&self, policy: &Policy) -> Option<Reason> {
-        let failed = self.required(policy).find(|(_, evidence)| evidence.is_unfit());
-        if let Some((name, evidence)) = failed {
-            let failure = evidence.last().and_then(|(result, _)| result.message.as_ref());
-            let times = match evidence.fails() {
-                0 | 1 => String::new(),
-                fails => format!(" ({fails} times in a row)"),
-            };
-            return Some(match failure {
-                Some(failure) => Reason::new(
-                    Code::CheckFailed,
-                    format!("check {name} failed{times}: {}", failure.detail),
-                    failure.remedy.clone(),
-                ),
-                None => Reason::new(
-                    Code::CheckFailed,
-                    format!("check {name} passed again, but not yet as often as checks.{name}.pass_after asks"),
-                    "wait for its next passes",
-                ),
-            });
+        if let Some((name, evidence)) = self.required(policy).find(|(_, evidence)| evidence.is_unfit()) {
+            return Some(evidence.doubted().cloned().unwrap_or_else(|| reason::failed(name, evidence)));
+        }
+        if let Some(report) = self.image.as_ref().filter(|_| policy.image_required)
+            && let Some(reason) = self.unfit_image(report)
+        {
+            return Some(reason);
         }
         if !policy.profile || !self.profile.is_unfit() {
             return None;
         }
         let report = self.profile.last()?;
-        let code = if report.state == ProfileState::Missing { Code::ProfileMissing } else { Code::ProfileDrifted };
-        let (detail, remedy) = report.problem.as_ref().map_or_else(
-            || ("the profile is not as the policy wants it".to_owned(), String::new()),
-            |failure| (failure.detail.clone(), failure.remedy.clone()),
-        );
-        Some(Reason::new(code, detail, remedy))
+        Some(self.repairs.explain(reason::drifted(report), report))
+    }
+
+    fn unfit_image(&self, report: &ImageReport) -> Option<Reason> {
+        let Some(image) = report.image.as_ref().filter(|image| image.state == ImageState::Verified) else {
+            return Some(reason::unverified(report));
+        };
+        let listed = [("codex_cli", &image.codex_cli_version), ("spec_kit", &image.spec_kit_version)];
+        listed.into_iter().find_map(|(name, listed)| {
+            let found = self.checks.get(name)?.last()?.0.version.as_ref()?;
+            (Some(found) != listed.as_ref()).then(|| reason::mismatch(name, listed.as_deref(), found))
+        })
+    }
+
+    /// Why something that was proven does not count any more.
+    fn doubted<'a>(&'a self, policy: &'a Policy) -> Option<&'a Reason> {
+        let profile = self.profile.doubted().filter(|_| policy.profile);
+        self.required(policy).find_map(|(_, evidence)| evidence.doubted()).or(profile)
     }
 
     fn required<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = (&'a String, &'a CheckEvidence)> {
@@ -258,7 +309,9 @@ impl Worker {
     }
 
     fn is_proven(&self, policy: &Policy) -> bool {
-        self.required(policy).all(|(_, evidence)| evidence.is_proven()) && (!policy.profile || self.profile.is_proven())
+        self.required(policy).all(|(_, evidence)| evidence.is_proven())
+            && (!policy.profile || self.profile.is_proven())
+            && (!policy.image_required || self.image.is_some())
     }
 
     /// When the first piece of the proof will be too old.
@@ -277,7 +330,9 @@ impl Worker {
     }
 
     pub(super) fn wake_at(&self, policy: &Policy) -> Option<Mono> {
-        self.fresh_until(policy).into_iter().chain(self.pending.as_ref().map(|pending| pending.tell_at)).min()
+        let told = self.pending.as_ref().map(|pending| pending.tell_at);
+        let waits = if self.admission == Admission::Quarantined { self.flap.ends() } else { None };
+        self.fresh_until(policy).into_iter().chain(told).chain(waits).min()
     }
 
     fn owned(&self) -> Option<Mono> {
@@ -336,11 +391,15 @@ impl Worker {
         if same {
             return;
         }
+        let mut record = self.record(policy);
         let kind = match report.state {
-            ProfileState::Managed => FactKind::WorkerConfigManaged,
+            ProfileState::Managed => {
+                record.changed_settings = before.map(|before| changed_settings(before, report));
+                FactKind::WorkerConfigManaged
+            }
             ProfileState::Drifted | ProfileState::Missing => FactKind::WorkerConfigDrifted,
         };
-        step.facts.push(fact(kind, now, self.record(policy)));
+        step.facts.push(fact(kind, now, record));
     }
 
     pub(super) fn record(&self, policy: &Policy) -> Record {
@@ -370,35 +429,21 @@ impl Worker {
             account: None,
             exposed: None,
             latency_ms: None,
+            readmission: self.flap.imposed().filter(|_| self.admission == Admission::Quarantined),
+            version_change: None,
+            changed_settings: None,
             profile: profile.cloned(),
-            image: None,
+            image: self.image.as_ref().and_then(|report| report.image.clone()),
         }
     }
 }
 
-fn starting() -> Reason {
-    Reason::new(Code::Starting, "not every required check has passed yet since the gate owns this worker", "")
-}
-
-fn fit() -> Reason {
-    Reason::new(Code::Fit, "every required check passed and the evidence is fresh", "")
-}
-
-fn stale_reason(policy: &Policy) -> Reason {
-    Reason::new(
-        Code::EvidenceStale,
-        format!("the newest proof is older than evidence.max_age ({} s)", policy.max_age.as_secs_f64()),
-        "find out why the checks did not run: worker-gate check",
-    )
-}
-
-fn bypass(messages: u64, ways: &[String]) -> Reason {
-    Reason::new(
-        Code::Bypass,
-        format!(
-            "{messages} messages came to the lane past the shut edge and were taken back; they came by {}",
-            ways.join(", ")
-        ),
-        "let producers publish to the intake only, and remove other bindings of the lane (rabbitmqctl list_bindings)",
-    )
+/// The names of the other keys that are new, gone or different.
+fn changed_settings(before: &ProfileReport, now: &ProfileReport) -> Vec<String> {
+    let (before, now) = (&before.extra_settings, &now.extra_settings);
+    let mut names: Vec<_> =
+        now.iter().filter(|(key, hash)| before.get(*key) != Some(*hash)).map(|(key, _)| key).collect();
+    names.extend(before.keys().filter(|key| !now.contains_key(*key)));
+    names.sort();
+    names.into_iter().cloned().collect()
 }

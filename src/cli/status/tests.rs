@@ -16,6 +16,7 @@ fn fit() -> Record {
         outcome: None,
         duration_ms: Some(90.0),
         version: Some("0.169.0".into()),
+        fingerprint: None,
         message: None,
         checked_at: None,
     };

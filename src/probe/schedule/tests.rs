@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::time::{sleep, timeout};
 
-use super::*;
+use super::{profile::tests::watched, *};
 use crate::{
     model::{CheckResult, CheckStatus, ProfileState},
     probe::Runner,
@@ -26,6 +26,7 @@ fn some_observation() -> Observation {
         outcome: None,
         duration: Duration::ZERO,
         version: None,
+        fingerprint: None,
         message: None,
     };
     observed(IdentityId(0), Mono::default(), Finding::Check { name: "c".into(), result })
@@ -58,7 +59,7 @@ fn scene(waits: Duration, runs: Duration) -> Scene {
         now.fetch_sub(1, Ordering::Relaxed);
         Some(some_observation())
     };
-    tasks.spawn(repeat(EVERY, exactly, requests, send, probe));
+    tasks.spawn(repeat(EVERY, exactly, requests, send, Tool::unwatched(), probe));
     Scene { starts, most_at_once, again, observations, tasks }
 }
 
@@ -143,132 +144,6 @@ fn jitter_keeps_to_a_tenth_and_is_not_always_the_same() {
     assert!(all.iter().any(|every| *every != all[0]));
 }
 
-/// A profile whose signature is chosen by the test.
-struct Watched {
-    file: tempfile::NamedTempFile,
-    inspections: Arc<AtomicU32>,
-    probe: ProfileProbe,
-}
-
-fn watched() -> Watched {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let long_ago = SystemTime::now() - Duration::from_secs(3600);
-    file.as_file().set_modified(long_ago).unwrap();
-    let inspections = Arc::new(AtomicU32::new(0));
-    let (count, path) = (inspections.clone(), file.path().to_owned());
-    let inspect = move || {
-        count.fetch_add(1, Ordering::Relaxed);
-        ProfileReport {
-            path: String::new(),
-            owner_uid: None,
-            owner_gid: None,
-            state: ProfileState::Managed,
-            enforced: BTreeMap::new(),
-            extra_settings: Vec::new(),
-            managed_on: None,
-            config_hash: None,
-            policy_hash: None,
-            problem: None,
-        }
-    };
-    let probe = ProfileProbe {
-        inspect: Arc::new(inspect),
-        paths: vec![path.clone()],
-        signature: Arc::new(move || Signature::of(&path)),
-        every: EVERY,
-    };
-    Watched { file, inspections, probe }
-}
-
-/// Nobody runs the watcher, so nothing is told.
-fn unwatched() -> Subject {
-    Watcher::start().0.subject(Vec::new())
-}
-
-#[tokio::test]
-async fn a_change_of_a_watched_profile_is_inspected_at_once_and_counts_from_its_event() {
-    let scene = watched();
-    let (_again, requests) = watch::channel(0);
-    let (send, mut found) = mpsc::channel(100);
-    let (watcher, told) = Watcher::start();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(told.run());
-    let subject = watcher.subject(scene.probe.paths.clone());
-    subject.touched().await;
-    tasks.spawn(watch_profile(IdentityId(0), scene.probe.clone(), subject, requests, send));
-    found.recv().await.unwrap();
-    let (edited, before) = (Instant::now(), clock::now().mono);
-    std::fs::write(scene.file.path(), "x").unwrap();
-    let observation = timeout(LOOK_EVERY, found.recv()).await.unwrap().unwrap();
-    assert!(edited.elapsed() < LOOK_EVERY, "{:?}", edited.elapsed());
-    assert!(before < observation.seen && observation.seen < observation.started, "{observation:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_watched_profile_is_also_looked_at_now_and_then() {
-    let mut scene = watched();
-    let looks = Arc::new(AtomicU32::new(0));
-    let count = looks.clone();
-    scene.probe.signature = Arc::new(move || {
-        count.fetch_add(1, Ordering::Relaxed);
-        Signature::default()
-    });
-    let (_again, requests) = watch::channel(0);
-    let (send, _found) = mpsc::channel(100);
-    let (watcher, told) = Watcher::start();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(told.run());
-    let subject = watcher.subject(scene.probe.paths.clone());
-    subject.touched().await;
-    assert_eq!(subject.unwatched(), None);
-    tasks.spawn(watch_profile(IdentityId(0), scene.probe.clone(), subject, requests, send));
-    sleep(Duration::from_secs(21)).await;
-    assert_eq!(looks.load(Ordering::Relaxed), 11);
-}
-
-/// In real time, since the file's stamps are real.
-#[tokio::test]
-async fn a_change_of_the_profile_is_inspected_within_a_look_or_two() {
-    let watched = watched();
-    let (_again, requests) = watch::channel(0);
-    let (send, mut found) = mpsc::channel(100);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(watch_profile(IdentityId(0), watched.probe.clone(), unwatched(), requests, send));
-    found.recv().await.unwrap();
-    // Until it has settled it is inspected at every look; then no more.
-    while timeout(LOOK_EVERY * 3, found.recv()).await.is_ok() {}
-    let before = watched.inspections.load(Ordering::Relaxed);
-    let edited = Instant::now();
-    std::fs::write(watched.file.path(), "x").unwrap();
-    timeout(LOOK_EVERY * 4, found.recv()).await.unwrap().unwrap();
-    assert!(edited.elapsed() < LOOK_EVERY * 3, "{:?}", edited.elapsed());
-    assert!(watched.inspections.load(Ordering::Relaxed) > before);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_still_profile_is_inspected_once_a_minute_and_on_request() {
-    let mut watched = watched();
-    watched.probe.signature = Arc::new(Signature::default);
-    let (again, requests) = watch::channel(0);
-    let (send, _found) = mpsc::channel(100);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(watch_profile(IdentityId(0), watched.probe.clone(), unwatched(), requests, send));
-    let inspections = || watched.inspections.load(Ordering::Relaxed);
-    sleep(Duration::from_secs(59)).await;
-    assert_eq!(inspections(), 1);
-    sleep(Duration::from_secs(2)).await;
-    assert_eq!(inspections(), 2);
-    again.send_modify(|requests| *requests += 1);
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(inspections(), 3);
-}
-
-#[test]
-fn evidence_of_a_still_profile_is_renewed_before_it_is_too_old() {
-    let renewals = [1, 20, 300, 3600].map(|max_age| ProfileProbe::renewal(Duration::from_secs(max_age)).as_millis());
-    assert_eq!(renewals, [333, 6_666, 60_000, 60_000]);
-}
-
 #[tokio::test]
 async fn once_runs_everything_side_by_side_and_in_order() {
     use nix::unistd::{Gid, Uid};
@@ -307,6 +182,7 @@ async fn once_runs_everything_side_by_side_and_in_order() {
         .map(|observation| match &observation.finding {
             Finding::Check { name, .. } => name.as_str(),
             Finding::Profile(_) => "profile",
+            Finding::Tool { .. } | Finding::Repair(_) => "nothing that was asked for",
         })
         .collect();
     assert_eq!(names, ["a", "b", "c", "d", "e", "profile"]);
@@ -350,8 +226,10 @@ async fn a_schedule_sends_what_its_checks_and_its_profile_say() {
         profile,
         runner,
         watcher: Watcher::start().0,
+        hashes: Arc::default(),
         observations,
         again: requests,
+        repair: watch::channel(0).1,
     }));
     let mut seen = BTreeMap::new();
     while seen.len() < 3 {
@@ -359,9 +237,121 @@ async fn a_schedule_sends_what_its_checks_and_its_profile_say() {
         match observation.finding {
             Finding::Check { name, result } => seen.insert(name, result.status == CheckStatus::Passed),
             Finding::Profile(report) => seen.insert("profile".into(), report.state == ProfileState::Managed),
+            Finding::Tool { .. } | Finding::Repair(_) => panic!("nothing has changed"),
         };
     }
     assert_eq!(seen, BTreeMap::from([("bad".into(), false), ("good".into(), true), ("profile".into(), true)]));
     drop(found);
     timeout(Duration::from_secs(10), running).await.unwrap().unwrap();
+}
+
+/// A schedule of one check, `tool`, which is a script in a folder of its own.
+struct Installed {
+    folder: tempfile::TempDir,
+    found: mpsc::Receiver<Observation>,
+    tasks: JoinSet<()>,
+}
+
+impl Installed {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().canonicalize().unwrap();
+        let identity = Arc::new(Identity {
+            id: IdentityId(0),
+            user: "me".into(),
+            uid: nix::unistd::Uid::effective(),
+            gid: nix::unistd::Gid::effective(),
+            groups: Vec::new(),
+            path: format!("{}:{}:/usr/bin:/bin", home.join("first").display(), home.join("bin").display()),
+            home,
+            env: BTreeMap::new(),
+            workers: Vec::new(),
+        });
+        for name in ["first", "bin"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        install(&folder.path().join("bin/tool"), "echo 1.0.0");
+        let check = Check {
+            run: vec![vec!["tool".to_owned()]],
+            version: None,
+            required: true,
+            every: EVERY,
+            timeout: EVERY,
+            fail_after: 1,
+            pass_after: 1,
+        };
+        let (observations, found) = mpsc::channel(100);
+        let (watcher, told) = Watcher::start();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(told.run());
+        tasks.spawn(run(Schedule {
+            identity,
+            checks: Arc::new(BTreeMap::from([("tool".to_owned(), check)])),
+            profile: None,
+            runner: Runner::start([], Redactor::default()).unwrap(),
+            watcher,
+            hashes: Arc::default(),
+            observations,
+            // Nobody asks.
+            again: watch::channel(0).1,
+            repair: watch::channel(0).1,
+        }));
+        Self { folder, found, tasks }
+    }
+
+    async fn next(&mut self) -> Observation {
+        timeout(Duration::from_secs(20), self.found.recv()).await.unwrap().unwrap()
+    }
+
+    /// The fingerprint of the next result.
+    async fn passes(&mut self) -> String {
+        let Finding::Check { result, .. } = self.next().await.finding else { panic!("not a result") };
+        assert_eq!(result.status, CheckStatus::Passed, "{result:?}");
+        result.fingerprint.unwrap()
+    }
+
+    async fn changes(&mut self) -> String {
+        let Finding::Tool { path, .. } = self.next().await.finding else { panic!("not a change") };
+        path
+    }
+}
+
+fn install(path: &std::path::Path, line: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let temp = path.with_extension("new");
+    std::fs::write(&temp, format!("#!/bin/sh\n{line}\n")).unwrap();
+    std::fs::set_permissions(&temp, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::rename(temp, path).unwrap();
+}
+
+#[tokio::test]
+async fn a_tool_that_is_replaced_is_told_before_it_is_run_again_and_has_another_fingerprint() {
+    let mut scene = Installed::new();
+    let before = scene.passes().await;
+    install(&scene.folder.path().join("bin/tool"), "echo 2.0.0");
+    assert!(scene.changes().await.ends_with("bin/tool"));
+    let after = scene.passes().await;
+    assert_ne!(before, after);
+    // What wins on PATH from now on lies in a folder where nothing was.
+    install(&scene.folder.path().join("first/tool"), "echo 3.0.0");
+    assert!(scene.changes().await.ends_with("first/tool"));
+    assert_ne!(scene.passes().await, after);
+    drop(scene.tasks);
+}
+
+#[tokio::test]
+async fn a_run_that_the_tool_changes_under_says_nothing() {
+    let mut scene = Installed::new();
+    scene.passes().await;
+    install(&scene.folder.path().join("bin/tool"), "touch started; exec sleep 30");
+    scene.changes().await;
+    let started = scene.folder.path().join("started");
+    while !started.exists() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let changed = Instant::now();
+    install(&scene.folder.path().join("bin/tool"), "echo 2.0.0");
+    scene.changes().await;
+    scene.passes().await;
+    assert!(changed.elapsed() < Duration::from_secs(20), "it waited for the old one");
 }

@@ -24,18 +24,23 @@ fn a_managed_profile_is_reported_with_hashes_and_the_names_of_other_keys() {
     let home = Home::with(text);
     let at = Timestamp::from_second(7).unwrap();
     let report = inspect(home.target(), Some(at));
+    let names: Vec<_> = report.extra_settings.keys().map(String::as_str).collect();
+    assert_eq!(names, ["empty", "m.a", "m.b.c.d", "model", "projects.\"/a b\".trust"]);
+    assert!(report.extra_settings.values().all(|hash| hash.len() == 64));
     let expected = ProfileReport {
         path: home.path.join(FILE).display().to_string(),
         owner_uid: Some(nix::unistd::geteuid().as_raw()),
         owner_gid: Some(nix::unistd::getegid().as_raw()),
         state: ProfileState::Managed,
         enforced: [("approval_policy".to_owned(), json!("never"))].into(),
-        extra_settings: ["empty", "m.a", "m.b.c.d", "model", "projects.\"/a b\".trust"].map(str::to_owned).to_vec(),
+        extra_settings: report.extra_settings.clone(),
         managed_on: Some(at),
         config_hash: Some(policy::sha256_hex(text.as_bytes())),
         // printf '[["approval_policy","never"]]' | sha256sum
         policy_hash: Some(POLICY_HASH.to_owned()),
         problem: None,
+        wrong: vec![],
+        written: report.written,
     };
     assert_eq!(report, expected);
     assert_eq!(policy::sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
@@ -134,6 +139,26 @@ fn a_strangers_file_is_drift_even_if_it_says_the_right_thing() {
 }
 
 #[test]
+fn another_value_of_another_key_shows_in_its_hash_and_nowhere_else() {
+    let keys = |text: &str| inspect(Home::with(text).target(), None).extra_settings;
+    let one = keys("approval_policy = 'never'\nmodel = 'a' # c\n[[m]]\na = 1\n[[m]]\na = 2\n");
+    let same = keys("[[m]]\na = 1\n[[m]]\na = 2\n[x]\n").into_iter().filter(|(key, _)| key == "m.a");
+    assert_eq!(same.collect::<Vec<_>>(), one.clone().into_iter().filter(|(key, _)| key == "m.a").collect::<Vec<_>>());
+    let other = keys("approval_policy = 'never'\nmodel = 'b'\n[[m]]\na = 1\n[[m]]\na = 12\n");
+    assert!(one.keys().eq(other.keys()) && one.iter().all(|(key, hash)| other[key] != *hash));
+}
+
+#[test]
+fn what_is_wrong_and_who_wrote_it_last_is_known_to_the_program() {
+    let home = Home::with("approval_policy = 'on-request'\n");
+    let report = inspect(home.target(), None);
+    assert_eq!(report.wrong, ["approval_policy"]);
+    assert!(report.written.unwrap().at > Timestamp::from_second(1_600_000_000).unwrap());
+    let report = inspect(Home::new().target(), None);
+    assert_eq!((report.wrong, report.written), (vec!["approval_policy".to_owned()], None));
+}
+
+#[test]
 fn names_with_control_characters_do_not_reach_the_terminal() {
     let home = Home::new();
     std::os::unix::fs::symlink("a\u{1b}[2J", home.path.join(FILE)).unwrap();
@@ -141,7 +166,7 @@ fn names_with_control_characters_do_not_reach_the_terminal() {
     assert!(report.contains("\\u{1b}[2J") && !report.contains('\u{1b}'), "{report}");
     let home = Home::with("approval_policy = \"\\u001b[2J\"\n\"\\u001b\" = 1\n");
     let report = inspect(home.target(), None);
-    assert_eq!(report.extra_settings, ["\"\\u001B\""]);
+    assert_eq!(report.extra_settings.keys().collect::<Vec<_>>(), ["\"\\u001B\""]);
     assert!(!report.problem.unwrap().detail.contains('\u{1b}'));
 }
 
