@@ -129,7 +129,7 @@ pub enum ConfigCommand {
 }
 
 /// What commands know of the process's surroundings; read once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     /// Where settings come from; `env` is the whole environment.
     pub source: Source,

@@ -10,8 +10,7 @@
 //! one that ends early stops the gate in good order, because a gate that has lost a part can vouch for nothing.
 
 use std::{
-    collections::BTreeMap,
-    sync::Arc,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -25,11 +24,10 @@ use crate::{
     edge::{
         fault::Fault,
         links::{self, LinkState},
-        route::{self, Route},
     },
     identity::Identity,
-    model::{EdgeReport, Fact, FactKind, IdentityId, Mono, Now, Observation, Wanted, WorkerName},
-    probe::{ProfileProbe, Runner, Schedule, schedule, toolchain::Hashes},
+    model::{EdgeReport, Fact, FactKind, IdentityId, ImageReport, Mono, Now, Observation, VersionChange, WorkerName},
+    probe::{self, Runner},
     report::{
         audit::AuditError,
         event::type_of,
@@ -42,9 +40,13 @@ use crate::{
 };
 
 mod channel;
+mod crew;
 mod parts;
+mod reload;
 
+use crew::Crew;
 use parts::{Parts, Signals};
+pub use reload::Load;
 
 /// The loop looks round at least this often: evidence that went stale while the machine slept is seen at once, and whoever
 /// watches over the gate sees that it lives.
@@ -88,16 +90,35 @@ pub enum DaemonError {
     Defect(String),
 }
 
-/// Runs the gate until it is told to stop (SIGTERM or SIGINT; a second one hastens).
+/// What a gate is made from.
+#[derive(Debug)]
+pub struct Setup {
+    /// What holds.
+    pub settings: Settings,
+    /// Everybody whom the settings name.
+    pub identities: Vec<Identity>,
+    /// Runs the checks' commands.
+    pub runner: Runner,
+    /// The settings file that was read, if one was.
+    pub file: Option<PathBuf>,
+}
+
+/// How a gate ended that nothing has gone wrong with.
+#[derive(Debug)]
+pub enum End {
+    /// It was told to.
+    Stopped,
+    /// Settings that concern every edge have changed: it is to be made anew from these.
+    Again(Box<Setup>),
+}
+
+/// Runs the gate until it is told to stop (SIGTERM or SIGINT; a second one hastens). `load` reads the settings again, on
+/// SIGHUP and when their file has changed; the text is what is wrong with them.
 ///
 /// # Errors
 /// What makes guarding impossible; every edge is shut by then.
-pub async fn run(
-    settings: Settings,
-    identities: Vec<Identity>,
-    runner: Runner,
-    profiles: impl Fn(&Identity) -> Option<ProfileProbe>,
-) -> Result<(), DaemonError> {
+pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
+    let Setup { settings, identities, runner, file } = setup;
     let url = supported(&settings)?.clone();
     let mut signals = Signals::new().map_err(DaemonError::Start)?;
     let listener = match &settings.gate.listen {
@@ -111,24 +132,6 @@ pub async fn run(
         .map_err(DaemonError::Start)?;
 
     let mut parts = Parts::new();
-    let (observations, observed) = mpsc::channel(INPUTS);
-    let (reports, reported) = mpsc::channel(INPUTS);
-    let mut wanted = BTreeMap::new();
-    for worker in &settings.workers {
-        let EdgeKind::Route(intake) = &worker.edge else { continue };
-        let (want, wants) = watch::channel(Wanted::shut());
-        wanted.insert(worker.name.clone(), want);
-        let route = Route {
-            worker: worker.clone(),
-            intake: intake.clone(),
-            gate: settings.gate.name.clone(),
-            vhost: url.vhost.clone(),
-            user: url.user.clone(),
-        };
-        let ends = route::Ends { links: links.clone(), wanted: wants, reports: reports.clone() };
-        let stop = parts.stop_edges.clone();
-        parts.spawn(format!("the edge of {}", worker.name), route::run(route, ends, stop));
-    }
     {
         let (broker, gate, stop) = (settings.broker.clone(), settings.gate.name.clone(), parts.stop_links.clone());
         // The other parts end with the last sender. This one lives as long as the gate, so that the link is the first to end
@@ -138,33 +141,23 @@ pub async fn run(
     }
     {
         let (links, exchange, stop) = (links.clone(), settings.events.exchange.clone(), parts.stop_links.clone());
+        let (vhost, user) = (url.vhost.clone(), url.user.clone());
         parts.spawn("the events' channel".to_owned(), async move {
-            channel::keep(links, &exchange, (&url.vhost, &url.user), &channels, &stop).await
+            channel::keep(links, &exchange, (&vhost, &user), &channels, &stop).await
         });
     }
-    let checks = Arc::new(settings.checks.clone());
     let (watcher, watching) = Watcher::start();
     parts.spawn_probe(watching.run());
-    let (mut again, mut repair) = (BTreeMap::new(), BTreeMap::new());
-    let hashes = Arc::<Hashes>::default();
-    for identity in identities.iter().cloned() {
-        let (ask, asked) = watch::channel(0);
-        again.insert(identity.id, ask);
-        let (mend, mended) = watch::channel(0);
-        repair.insert(identity.id, mend);
-        let schedule = Schedule {
-            profile: profiles(&identity),
-            identity: Arc::new(identity),
-            checks: checks.clone(),
-            runner: runner.clone(),
-            watcher: watcher.clone(),
-            hashes: hashes.clone(),
-            observations: observations.clone(),
-            again: asked,
-            repair: mended,
-        };
-        parts.spawn_probe(schedule::run(schedule));
-    }
+    let (images, image) = mpsc::channel(1);
+    parts.spawn_probe(probe::image::watch(settings.image.manifest.clone(), watcher.clone(), images));
+    let (reloads, reloaded) = mpsc::channel(1);
+    parts.spawn_probe(reload::keep(file, watcher.clone(), load, reloads).map_err(DaemonError::Start)?);
+
+    let (observations, observed) = mpsc::channel(INPUTS);
+    let (reports, reported) = mpsc::channel(INPUTS);
+    let mut crew = Crew::new(&settings.gate.name, url, links.clone(), reports, observations, watcher);
+    crew.run_edges(&settings.workers, &mut parts);
+    crew.run_checks(&settings, &identities, &runner, &mut parts);
     let gate = Gate::new(policy(&settings), owners(&identities));
     let (snapshots, snapshot) = watch::channel(first_snapshot(&settings));
     if let Some(listener) = listener {
@@ -178,52 +171,63 @@ pub async fn run(
             Ok(())
         });
     }
-    let daemon =
-        Daemon { gate, outbox, wanted, again, repair, links, snapshots, checked_at: None, heartbeat: Instant::now() };
-    daemon.run(parts, observed, reported, &mut signals).await
+    let heartbeat = Instant::now();
+    let daemon = Daemon { gate, settings, identities, outbox, crew, links, snapshots, checked_at: None, heartbeat };
+    daemon.run(parts, Inbox { observed, reported, image, reloaded }, &mut signals).await
+}
+
+/// What the loop hears of.
+struct Inbox {
+    observed: mpsc::Receiver<Observation>,
+    reported: mpsc::Receiver<(WorkerName, EdgeReport)>,
+    image: mpsc::Receiver<ImageReport>,
+    reloaded: mpsc::Receiver<Result<Setup, String>>,
 }
 
 /// The loop and what it acts on.
 struct Daemon {
     gate: Gate,
+    settings: Settings,
+    identities: Vec<Identity>,
     outbox: Outbox,
-    wanted: BTreeMap<WorkerName, watch::Sender<Wanted>>,
-    again: BTreeMap<IdentityId, watch::Sender<u64>>,
-    repair: BTreeMap<IdentityId, watch::Sender<u64>>,
+    crew: Crew,
     links: watch::Receiver<LinkState>,
     snapshots: watch::Sender<Snapshot>,
     checked_at: Option<Mono>,
     heartbeat: Instant,
 }
 
+/// Why the loop is about to end.
+type Ending = (Result<End, DaemonError>, tokio::time::Instant);
+
 impl Daemon {
-    async fn run(
-        mut self,
-        mut parts: Parts,
-        mut observed: mpsc::Receiver<Observation>,
-        mut reported: mpsc::Receiver<(WorkerName, EdgeReport)>,
-        signals: &mut Signals,
-    ) -> Result<(), DaemonError> {
+    async fn run(mut self, mut parts: Parts, mut inbox: Inbox, signals: &mut Signals) -> Result<End, DaemonError> {
         self.outbox.offer(about_gate(FactKind::GateOnline, clock::now()));
         let mut pulse = interval(PULSE);
         let mut wake_at: Option<Mono> = None;
-        let mut end: Option<(Result<(), DaemonError>, tokio::time::Instant)> = None;
+        let mut end: Option<Ending> = None;
+        let stop_by = || tokio::time::Instant::now() + STOP_LIMIT;
         loop {
             let nap = wake_at.map_or(PULSE, |at| at.since(clock::now().mono));
             // Cancel-safe: channels, signals and the interval keep what is not taken; the nap is made anew.
             let input = tokio::select! {
                 biased;
                 () = signals.stop() => match end {
-                    None => { end = Some((Ok(()), tokio::time::Instant::now() + STOP_LIMIT)); Input::Stop }
+                    None => { end = Some((Ok(End::Stopped), stop_by())); Input::Stop }
                     Some(_) => break,
                 },
-                Some((worker, report)) = reported.recv() => Input::Edge(worker, report),
-                Some(observation) = observed.recv() => {
+                Some((worker, report)) = inbox.reported.recv() => Input::Edge(worker, report),
+                Some(observation) = inbox.observed.recv() => {
                     self.checked_at = Some(observation.finished);
                     Input::Observed(observation)
                 }
+                Some(report) = inbox.image.recv() => Input::Image(report),
+                Some(loaded) = inbox.reloaded.recv(), if end.is_none() => match self.reload(loaded, &mut parts) {
+                    None => Input::Tick,
+                    Some(setup) => { end = Some((Ok(End::Again(setup)), stop_by())); Input::Stop }
+                },
                 why = parts.ended(), if end.is_none() => {
-                    end = Some((Err(why), tokio::time::Instant::now() + STOP_LIMIT));
+                    end = Some((Err(why), stop_by()));
                     Input::Stop
                 }
                 _ = pulse.tick() => Input::Tick,
@@ -243,7 +247,7 @@ impl Daemon {
                 break;
             }
         }
-        let (outcome, until) = end.unwrap_or_else(|| (Ok(()), tokio::time::Instant::now()));
+        let (outcome, until) = end.unwrap_or_else(|| (Ok(End::Stopped), tokio::time::Instant::now()));
         self.stop(parts, until).await;
         outcome
     }
@@ -251,14 +255,13 @@ impl Daemon {
     /// Edges first, reasons second.
     fn act(&self, step: Step) {
         for (worker, wanted) in step.wanted {
-            if let Some(want) = self.wanted.get(&worker) {
-                want.send_replace(wanted);
-            }
+            self.crew.want(&worker, wanted);
         }
-        for (identities, requests) in [(step.recheck, &self.again), (step.repair, &self.repair)] {
-            for request in identities.iter().filter_map(|identity| requests.get(identity)) {
-                request.send_modify(|times| *times += 1);
-            }
+        for identity in step.recheck {
+            self.crew.recheck(identity);
+        }
+        for identity in step.repair {
+            self.crew.repair(identity);
         }
         for fact in step.facts {
             log(&fact);
@@ -276,7 +279,7 @@ impl Daemon {
     /// Makes what HTTP shows. While inputs come thick and fast nobody could read every one of them, so then it is made with
     /// the next pulse.
     fn show(&self, now: Now, ticked: bool) {
-        if !ticked && self.wanted.len() > 100 {
+        if !ticked && self.settings.workers.len() > 100 {
             return;
         }
         let up = matches!(*self.links.borrow(), LinkState::Up(_));
@@ -316,7 +319,7 @@ impl Daemon {
 }
 
 fn about_gate(kind: FactKind, now: Now) -> Fact {
-    Fact { kind, at: now.wall, record: None, audited: true }
+    Fact { kind, at: now.wall, record: None, reason: None, audited: true }
 }
 
 fn log(fact: &Fact) {
@@ -328,12 +331,23 @@ fn log(fact: &Fact) {
             tracing::warn!(%worker, latency_ms = record.latency_ms, remedy, "{kind}: {detail}");
         }
         FactKind::WorkerAdmitted | FactKind::WorkerHeld => tracing::info!(%worker, "{kind}: {detail}"),
-        FactKind::WorkerConfigManaged | FactKind::WorkerConfigDrifted | FactKind::WorkerVersionChanged => {
-            tracing::info!(%worker, "{kind}");
+        FactKind::WorkerVersionChanged => {
+            if let Some(VersionChange { check, old, new }) = &record.version_change {
+                let (old, new) = (old.version.as_deref().unwrap_or("-"), new.version.as_deref().unwrap_or("-"));
+                tracing::info!(%worker, check, old, new, "{kind}");
+            }
         }
-        FactKind::WorkerHealthCheck | FactKind::GateOnline | FactKind::GateHeartbeat | FactKind::GateOffline => {
-            tracing::debug!(%worker, "{kind}");
+        FactKind::WorkerConfigManaged => {
+            let changed = record.changed_settings.as_deref().unwrap_or_default().join(", ");
+            tracing::info!(%worker, changed, "{kind}");
         }
+        FactKind::WorkerConfigDrifted => tracing::info!(%worker, "{kind}"),
+        FactKind::WorkerHealthCheck
+        | FactKind::GateOnline
+        | FactKind::GateHeartbeat
+        | FactKind::GateOffline
+        | FactKind::GateSettingsLoaded
+        | FactKind::GateSettingsRefused => tracing::debug!(%worker, "{kind}"),
     }
 }
 
@@ -368,9 +382,6 @@ fn supported(settings: &Settings) -> Result<&AmqpUrl, DaemonError> {
     let unsupported = |key, what| Err(DaemonError::Unsupported { key, what });
     if settings.workers.iter().any(|worker| matches!(worker.edge, EdgeKind::Feed(_))) {
         return unsupported("workers.edge", "\"feed\" is not in this version; use \"route\" on RabbitMQ");
-    }
-    if settings.image.required {
-        return unsupported("image.required", "image manifests are not in this version; set it to false");
     }
     if settings.events.mirror_celeryev {
         return unsupported("events.mirror_celeryev", "it is not in this version; set it to false");

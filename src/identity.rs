@@ -43,7 +43,7 @@ pub struct Identity {
 
 impl Identity {
     /// Whether the checks of both would run alike.
-    fn sees_what(&self, other: &Self) -> bool {
+    pub(crate) fn sees_what(&self, other: &Self) -> bool {
         (self.uid, self.gid, &self.groups, &self.home, &self.path, &self.env)
             == (other.uid, other.gid, &other.groups, &other.home, &other.path, &other.env)
     }

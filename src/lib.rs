@@ -33,6 +33,7 @@ pub mod cli;
 pub mod clock;
 pub mod daemon;
 pub mod edge;
+mod hash;
 pub mod identity;
 pub mod model;
 pub mod probe;

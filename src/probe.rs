@@ -7,6 +7,7 @@
 pub mod check;
 pub mod command;
 mod family;
+pub mod image;
 mod output;
 mod profile;
 mod program;

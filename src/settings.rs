@@ -24,7 +24,7 @@ pub use problem::{Place, Problem, Problems};
 pub use show::ShownValue;
 
 /// All settings of one gate.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// `[gate]`
     pub gate: Gate,
@@ -45,7 +45,7 @@ pub struct Settings {
 }
 
 /// The gate itself.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
     /// Default: the host's name.
     pub name: String,
@@ -56,7 +56,7 @@ pub struct Gate {
 }
 
 /// Where the broker is and how to speak with it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
     /// Alternatives, tried in turn; never empty, all of one transport.
     pub urls: Vec<BrokerUrl>,
@@ -71,7 +71,7 @@ pub struct Broker {
 }
 
 /// Files for TLS; each may be absent.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tls {
     /// PEM with the authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
@@ -82,7 +82,7 @@ pub struct Tls {
 }
 
 /// Where events go.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Events {
     /// A durable fanout exchange.
     pub exchange: String,
@@ -91,7 +91,7 @@ pub struct Events {
 }
 
 /// How long a proof holds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Evidence {
     /// Older than this is stale. Longer than `every + timeout` of every required check.
     pub max_age: Duration,
@@ -130,7 +130,7 @@ pub struct Version {
 }
 
 /// The managed config.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     /// As written: `~/…`, where `~` is the worker user's home, or an absolute path below it.
     pub path: String,
@@ -161,7 +161,7 @@ pub enum OnDrift {
 }
 
 /// The image manifest.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Image {
     /// Where it is.
     pub manifest: PathBuf,
@@ -170,7 +170,7 @@ pub struct Image {
 }
 
 /// One worker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Worker {
     /// Celery's node name.
     pub name: WorkerName,

@@ -64,6 +64,17 @@ pub struct CheckPolicy {
     pub pass_after: u32,
 }
 
+/// What other settings ask to be proven anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Workers whose edge is another one.
+    pub workers: BTreeSet<WorkerName>,
+    /// Checks that run something else, or count otherwise, than before.
+    pub checks: BTreeSet<String>,
+    /// Whether the profile must be something else than before.
+    pub profile: bool,
+}
+
 /// One thing that the core is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -139,8 +150,45 @@ impl Gate {
                 }
             }
         }
-        step.wake_at = self.workers.values().filter_map(|worker| worker.wake_at(&self.policy)).min();
+        step.wake_at = self.wake_at();
         step
+    }
+
+    /// Goes on with other rules and other workers. What is proven and asked for as before stays proven.
+    pub fn reconfigure(
+        &mut self,
+        now: Now,
+        policy: Policy,
+        workers: impl IntoIterator<Item = (WorkerName, IdentityId)>,
+        changes: &Changes,
+    ) -> Step {
+        let mut step = Step::default();
+        let mut before = std::mem::take(&mut self.workers);
+        for name in &changes.workers {
+            if let Some(mut worker) = before.remove(name) {
+                worker.dismiss(now, &self.policy, &mut step);
+            }
+        }
+        for (name, identity) in workers {
+            let worker = match before.remove(&name) {
+                Some(mut worker) => {
+                    worker.reconfigure(now, identity, &policy, changes, &mut step);
+                    worker
+                }
+                None => Worker::new(name.clone(), identity, &policy),
+            };
+            self.workers.insert(name, worker);
+        }
+        for worker in before.values_mut() {
+            worker.dismiss(now, &self.policy, &mut step);
+        }
+        self.policy = policy;
+        step.wake_at = self.wake_at();
+        step
+    }
+
+    fn wake_at(&self) -> Option<Mono> {
+        self.workers.values().filter_map(|worker| worker.wake_at(&self.policy)).min()
     }
 
     /// Every worker's record as of now, by name.
@@ -167,7 +215,7 @@ impl Gate {
 
 /// A fact about a worker.
 fn fact(kind: FactKind, now: Now, record: Record) -> Fact {
-    Fact { kind, at: now.wall, record: Some(record), audited: true }
+    Fact { kind, at: now.wall, record: Some(record), reason: None, audited: true }
 }
 
 /// For a record: milliseconds with three decimals, which is what the clocks are good for.

@@ -70,7 +70,7 @@ pub(super) fn report(answer: anyhow::Result<Exit>) -> Exit {
         Ok(exit) => exit,
         Err(error) if error.downcast_ref::<out::Gone>().is_some() => Exit::Done,
         Err(error) => {
-            out::error(&chain(&error));
+            out::error(&text(&error));
             code(&error)
         }
     }
@@ -78,7 +78,7 @@ pub(super) fn report(answer: anyhow::Result<Exit>) -> Exit {
 
 /// The error and its causes, in one line each where they have only one. Of a cause that its effect quotes already,
 /// nothing is said twice.
-fn chain(error: &anyhow::Error) -> String {
+pub(super) fn text(error: &anyhow::Error) -> String {
     if let Some(problems) = error.downcast_ref::<Problems>() {
         return problems.to_string();
     }
@@ -119,7 +119,7 @@ mod tests {
     fn a_chain_says_nothing_twice() {
         let inner = anyhow!("connection refused").context("failed to reach 127.0.0.1: connection refused");
         assert_eq!(
-            chain(&inner.context("failed to start")),
+            text(&inner.context("failed to start")),
             "worker-gate: failed to start: failed to reach 127.0.0.1: connection refused"
         );
     }
@@ -130,7 +130,7 @@ mod tests {
         let coded = Coded::new(Exit::Unreachable, anyhow::Error::from(denied).context("failed to connect"));
         let error = Err::<(), _>(coded).context("failed to start").unwrap_err();
         assert_eq!(code(&error), Exit::Unreachable);
-        assert!(chain(&error).starts_with("worker-gate: failed to start: failed to connect: "));
+        assert!(text(&error).starts_with("worker-gate: failed to start: failed to connect: "));
         assert_eq!(code(&anyhow!("x")), Exit::Internal);
         let denied = anyhow::Error::from(io::Error::from(io::ErrorKind::PermissionDenied)).context("failed to write");
         assert_eq!(code(&denied), Exit::NotPermitted);

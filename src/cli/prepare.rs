@@ -6,19 +6,33 @@ use anyhow::anyhow;
 
 use super::{Coded, Context, Exit};
 use crate::{
+    daemon::Setup,
     identity::{self, GateUser, Identity},
     probe::Runner,
     secret::{Redactor, Secret},
-    settings::{BrokerUrl, Settings},
+    settings::{BrokerUrl, Loaded, Settings},
 };
+
+/// What a gate is made from.
+pub(super) fn setup(context: &Context) -> anyhow::Result<Setup> {
+    let Loaded { settings, file, .. } = context.settings()?;
+    let identities = identities(context, &settings)?;
+    let runner = runner(context, &settings)?;
+    Ok(Setup { settings, identities, runner, file })
+}
 
 /// Settings, and everybody whom they name.
 pub(super) fn prepare(context: &Context) -> anyhow::Result<(Settings, Vec<Identity>)> {
     let settings = context.settings()?.settings;
+    let identities = identities(context, &settings)?;
+    Ok((settings, identities))
+}
+
+fn identities(context: &Context, settings: &Settings) -> anyhow::Result<Vec<Identity>> {
     let env = &context.source.env;
     let user = GateUser::current(env.get("HOME").map(PathBuf::from), env.get("PATH").cloned());
     match identity::resolve(&settings.workers, &user) {
-        Ok(identities) => Ok((settings, identities)),
+        Ok(identities) => Ok(identities),
         Err(problems) => {
             let exit = if problems.iter().all(identity::IdentityProblem::is_not_permitted) {
                 Exit::NotPermitted

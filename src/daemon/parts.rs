@@ -2,7 +2,7 @@
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +11,8 @@ use crate::edge::fault::Fault;
 
 /// The parts of the gate, and how each of them is told to stop.
 pub(super) struct Parts {
-    pub(super) tasks: JoinSet<(String, Result<(), Fault>)>,
+    /// `None` from one that was told to end while the gate goes on.
+    pub(super) tasks: JoinSet<Option<(String, Result<(), Fault>)>>,
     pub(super) probes: JoinSet<()>,
     /// The edges let go of their workers.
     pub(super) stop_edges: CancellationToken,
@@ -30,26 +31,44 @@ impl Parts {
     }
 
     pub(super) fn spawn(&mut self, name: String, part: impl Future<Output = Result<(), Fault>> + Send + 'static) {
-        self.tasks.spawn(async move { (name, part.await) });
+        self.tasks.spawn(async move { Some((name, part.await)) });
     }
 
-    pub(super) fn spawn_probe(&mut self, probe: impl Future<Output = ()> + Send + 'static) {
-        self.probes.spawn(probe);
+    /// One that may end once it was told to.
+    pub(super) fn spawn_until(
+        &mut self,
+        stop: CancellationToken,
+        name: String,
+        part: impl Future<Output = Result<(), Fault>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move {
+            let ended = part.await;
+            (!stop.is_cancelled()).then_some((name, ended))
+        });
     }
 
-    /// The first part that ends.
+    /// One that ends with the gate, or is aborted by its handle.
+    pub(super) fn spawn_probe(&mut self, probe: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.probes.spawn(probe)
+    }
+
+    /// The first part that ends without having been told to. Cancel-safe.
     pub(super) async fn ended(&mut self) -> DaemonError {
-        let joined = tokio::select! {
-            Some(joined) = self.tasks.join_next() => joined.map_err(|panic| panic.to_string()),
-            Some(joined) = self.probes.join_next() => {
-                Ok(("the checks".to_owned(), joined.map_err(|_| Fault::LinkDown)))
-            }
-            else => Err("everything".to_owned()),
-        };
-        match joined {
-            Ok((_, Err(fault))) if !matches!(fault, Fault::LinkDown) => DaemonError::Broker(fault),
-            Ok((name, _)) => DaemonError::Defect(name),
-            Err(panic) => DaemonError::Defect(panic),
+        loop {
+            let joined = tokio::select! {
+                Some(joined) = self.tasks.join_next() => joined,
+                Some(joined) = self.probes.join_next() => match joined {
+                    Err(aborted) if aborted.is_cancelled() => Ok(None),
+                    joined => joined.map(|()| Some(("the checks".to_owned(), Ok(())))),
+                },
+                else => return DaemonError::Defect("everything".to_owned()),
+            };
+            return match joined {
+                Ok(None) => continue,
+                Ok(Some((_, Err(fault)))) if !matches!(fault, Fault::LinkDown) => DaemonError::Broker(fault),
+                Ok(Some((name, _))) => DaemonError::Defect(name),
+                Err(panic) => DaemonError::Defect(panic.to_string()),
+            };
         }
     }
 }

@@ -33,6 +33,10 @@ pub enum FactKind {
     GateHeartbeat,
     /// The gate stops in good order.
     GateOffline,
+    /// Settings were read again, and hold from now on.
+    GateSettingsLoaded,
+    /// Settings were read again and cannot hold; those from before do.
+    GateSettingsRefused,
 }
 
 /// One thing that happened. `record` is absent for what concerns the gate alone.
@@ -44,6 +48,8 @@ pub struct Fact {
     pub at: Timestamp,
     /// The worker's state after it.
     pub record: Option<Record>,
+    /// Why, for what concerns the gate alone; a worker's record has its own.
+    pub reason: Option<Reason>,
     /// For the audit log: `false` for what only repeats what is already written there.
     pub audited: bool,
 }

@@ -122,7 +122,7 @@ impl Report<'_> {
         let mut report = ProfileReport {
             owner_uid: Some(snapshot.uid),
             owner_gid: Some(snapshot.gid),
-            config_hash: Some(policy::sha256_hex(&snapshot.bytes)),
+            config_hash: Some(crate::hash::sha256(&snapshot.bytes)),
             written: Some(Written { mode: snapshot.mode, at: snapshot.modified }),
             ..self.without_text(path.to_owned(), ProfileState::Drifted, placeholder)
         };

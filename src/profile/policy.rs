@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use toml_edit::Document;
 
 use super::value;
-use crate::settings::Enforced;
+use crate::{hash, settings::Enforced};
 
 /// The file's text is not TOML. It names the place and the rule, never the text itself, which may hold a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -115,21 +115,7 @@ pub(super) fn policy_hash(effective: &[Effective]) -> String {
     pairs.sort_by(|a, b| a.key.cmp(&b.key));
     let pairs: serde_json::Value =
         pairs.into_iter().map(|e| json!([e.key, e.value.as_ref().map(value::canonical)])).collect();
-    sha256_hex(pairs.to_string().as_bytes())
-}
-
-/// sha256, in lower-case hex.
-pub(super) fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(64), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hash::sha256(pairs.to_string().as_bytes())
 }
 
 /// All keys that are not enforced, of everything that is not a table, and of empty tables: the dotted name of each, and the
@@ -140,7 +126,7 @@ pub(super) fn extra_settings(root: &toml::Table, enforce: &[Enforced]) -> BTreeM
     for (key, value) in root {
         collect(key, value, &mut path, enforce, &mut found);
     }
-    found.into_iter().map(|(name, hash)| (name, hex(&hash.finalize()))).collect()
+    found.into_iter().map(|(name, hash)| (name, hash::hex(&hash.finalize()))).collect()
 }
 
 fn collect<'t>(

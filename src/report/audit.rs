@@ -25,7 +25,7 @@
 //! from some line on, and one whose end was cut off. The published events are that witness: each carries the chain's
 //! newest hash as `audit_hash`, heartbeats too, and a `seq` without holes.
 
-use sha2::{Digest, Sha256};
+use crate::hash::sha256;
 
 mod log;
 mod read;
@@ -52,7 +52,7 @@ fn seal(event: &str, prev: &str) -> (String, String) {
     line.push_str(",\"prev\":\"");
     line.push_str(prev);
     line.push('"');
-    let hash = sha256_hex(line.as_bytes());
+    let hash = sha256(line.as_bytes());
     line.push_str(",\"hash\":\"");
     line.push_str(&hash);
     line.push_str("\"}\n");
@@ -79,12 +79,6 @@ fn take_apart(line: &[u8]) -> Option<Parts<'_>> {
 fn hex(digits: &[u8]) -> Option<&str> {
     let lower = |digit: &u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
     digits.iter().all(lower).then(|| str::from_utf8(digits).ok()).flatten()
-}
-
-fn sha256_hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-    Sha256::digest(bytes).iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]

@@ -112,6 +112,9 @@ impl Stamper {
         {
             fields.extend(record);
         }
+        if let Some(reason) = &fact.reason {
+            fields.insert("reason".to_owned(), plain(reason));
+        }
         Event { fields }
     }
 }
@@ -167,7 +170,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn fact(kind: FactKind, worker: Option<&str>, audited: bool) -> Fact {
-        Fact { kind, at: "2026-11-22T10:00:00.25Z".parse().unwrap(), record: worker.map(record), audited }
+        Fact { kind, at: "2026-11-22T10:00:00.25Z".parse().unwrap(), record: worker.map(record), reason: None, audited }
     }
 
     #[test]

@@ -10,7 +10,13 @@ const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_0
 /// A year: longer than anything here can sensibly take, and far from where adding to a clock overflows.
 const LONGEST_MS: u64 = 365 * 86_400_000;
 
-/// Reads a whole number and a unit, from 1 ms to 365 days. The error says what is wrong, without the text itself.
+/// [`parse`], but not less than so many milliseconds.
+pub(super) fn at_least(text: &str, least: u32) -> Result<Duration, &'static str> {
+    let duration = parse(text)?;
+    if duration < Duration::from_millis(least.into()) { Err("no time at all") } else { Ok(duration) }
+}
+
+/// Reads a whole number and a unit, up to 365 days. The error says what is wrong, without the text itself.
 pub(super) fn parse(text: &str) -> Result<Duration, &'static str> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -23,7 +29,6 @@ pub(super) fn parse(text: &str) -> Result<Duration, &'static str> {
         return Err(if unit.is_empty() { "a duration without a unit" } else { "not a duration" });
     };
     match number.checked_mul(*ms) {
-        Some(0) => Err("no time at all"),
         Some(ms) if ms <= LONGEST_MS => Ok(Duration::from_millis(ms)),
         Some(_) | None => Err("too long a duration"),
     }
@@ -34,9 +39,12 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration
     parse(&String::deserialize(from)?).map_err(D::Error::custom)
 }
 
-/// Writes a duration in the largest unit that leaves no rest.
+/// Writes a duration in the largest unit that leaves no rest; zero in seconds.
 pub(super) fn text(duration: Duration) -> String {
     let ms = duration.as_millis();
+    if ms == 0 {
+        return "0s".to_owned();
+    }
     let (unit, size) =
         UNITS.iter().find(|(_, size)| ms.is_multiple_of(u128::from(*size))).copied().unwrap_or(("ms", 1));
     format!("{}{unit}", ms / u128::from(size))
@@ -58,8 +66,9 @@ mod tests {
     #[test]
     fn what_is_no_positive_whole_number_with_a_unit_is_refused() {
         for wrong in ["", "5", "s", "-5s", "+5s", "1.5s", "5 s", " 5s", "5S", "5min", "1h30m", "0s", "0ms", "366d"] {
-            assert!(parse(wrong).is_err(), "{wrong:?} was accepted");
+            assert!(at_least(wrong, 1).is_err(), "{wrong:?} was accepted");
         }
+        assert_eq!(at_least("0s", 0), Ok(Duration::ZERO));
         assert_eq!(parse("99999999999999999999s"), Err("too long a duration"));
         assert_eq!(parse("18446744073709551615d"), Err("too long a duration"));
         assert_eq!(parse("5"), Err("a duration without a unit"));

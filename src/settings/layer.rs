@@ -54,7 +54,7 @@ impl Reader<'_> {
                     Ok(_) | Err(_) => self.unexpected(kind, path, item),
                 }
             }
-            (Kind::Duration, DeValue::String(text)) => match duration::parse(text) {
+            (Kind::Duration(least), DeValue::String(text)) => match duration::at_least(text, *least) {
                 Ok(_) => Some(Value::String(text.to_string())),
                 Err(why) => {
                     let what = format!("{} is {why}", quote(text));
@@ -102,7 +102,7 @@ impl Reader<'_> {
             | Kind::Secret
             | Kind::Bool
             | Kind::Int(..)
-            | Kind::Duration
+            | Kind::Duration(_)
             | Kind::OneOf(_)
             | Kind::Map(_)
             | Kind::Free => None,

@@ -178,7 +178,7 @@ fn fill(kind: &Kind, path: &Path, table: &mut Table, places: &mut Places) {
         | Kind::Secret
         | Kind::Bool
         | Kind::Int(..)
-        | Kind::Duration
+        | Kind::Duration(_)
         | Kind::OneOf(_)
         | Kind::List(_)
         | Kind::Free => {}

@@ -14,8 +14,8 @@ pub(super) enum Kind {
     Bool,
     /// A whole number in this range.
     Int(i64, i64),
-    /// Text such as `"30s"`.
-    Duration,
+    /// Text such as `"30s"`, of at least so many milliseconds.
+    Duration(u32),
     /// One of these texts.
     OneOf(&'static [&'static str]),
     /// Any number of these.
@@ -63,7 +63,7 @@ static GATE: &[Field] = &[field("name", Kind::Text), field("state_dir", Kind::Te
 
 static BROKER: &[Field] = &[
     field("url", Kind::Secret),
-    field("heartbeat", Kind::Duration),
+    field("heartbeat", Kind::Duration(1)),
     field("global_keyprefix", Kind::Text),
     field("priority_steps", Kind::List(&Kind::Int(0, 255))),
     field("ca_file", Kind::Text),
@@ -74,14 +74,14 @@ static BROKER: &[Field] = &[
 static EVENTS: &[Field] = &[field("exchange", Kind::Text), field("mirror_celeryev", Kind::Bool)];
 
 static EVIDENCE: &[Field] =
-    &[field("max_age", Kind::Duration), field("flap_wait", Kind::Duration), field("flap_max", Kind::Duration)];
+    &[field("max_age", Kind::Duration(1)), field("flap_wait", Kind::Duration(0)), field("flap_max", Kind::Duration(1))];
 
 static CHECK: &[Field] = &[
     field("run", Kind::List(&Kind::List(&Kind::Text))),
     field("version", Kind::Table(VERSION)),
     or("required", Kind::Bool, "true"),
-    or("every", Kind::Duration, "\"60s\""),
-    or("timeout", Kind::Duration, "\"10s\""),
+    or("every", Kind::Duration(1), "\"60s\""),
+    or("timeout", Kind::Duration(1), "\"10s\""),
     or("fail_after", Kind::Int(1, u32::MAX as i64), "1"),
     or("pass_after", Kind::Int(1, u32::MAX as i64), "1"),
 ];
@@ -107,7 +107,7 @@ static WORKER: &[Field] = &[
     field("lane", Kind::Text),
     field("intake", Kind::Table(INTAKE)),
     or("depth", Kind::Int(1, u32::MAX as i64), "1"),
-    or("offline_after", Kind::Duration, "\"10s\""),
+    or("offline_after", Kind::Duration(1), "\"10s\""),
     or("queue_arguments", Kind::Free, "{}"),
     or("on_quarantine", Kind::OneOf(&["drain", "recycle"]), "\"drain\""),
 ];
@@ -127,7 +127,7 @@ impl Kind {
             Self::Text | Self::Secret => "text in quotes".to_owned(),
             Self::Bool => "true or false".to_owned(),
             Self::Int(least, most) => format!("a whole number from {least} to {most}"),
-            Self::Duration => "a duration such as \"250ms\", \"30s\" or \"5m\"".to_owned(),
+            Self::Duration(_) => "a duration such as \"250ms\", \"30s\" or \"5m\"".to_owned(),
             Self::OneOf(names) => {
                 let quoted: Vec<_> =
                     names.iter().filter(|name| **name != "fanout").map(|name| format!("\"{name}\"")).collect();
@@ -140,7 +140,7 @@ impl Kind {
                 | Self::Secret
                 | Self::Bool
                 | Self::Int(..)
-                | Self::Duration
+                | Self::Duration(_)
                 | Self::OneOf(_)
                 | Self::Map(_)
                 | Self::Free => format!("a list in brackets, with each element {}", element.expected()),

@@ -47,7 +47,7 @@ fn for_table(kind: &Kind, path: &Path, table: &Table, places: &Places, shown: &m
         | Kind::Secret
         | Kind::Bool
         | Kind::Int(..)
-        | Kind::Duration
+        | Kind::Duration(_)
         | Kind::OneOf(_)
         | Kind::List(_) => {
             for (name, value) in table {

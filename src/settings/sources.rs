@@ -221,7 +221,7 @@ impl Spot {
             Kind::Free if any_case => return whole("{ key = \"value\" }"),
             Kind::Free => (self.kind, key.to_owned()),
             Kind::List(_) => return whole("[...]"),
-            Kind::Text | Kind::Secret | Kind::Bool | Kind::Int(..) | Kind::Duration | Kind::OneOf(_) => {
+            Kind::Text | Kind::Secret | Kind::Bool | Kind::Int(..) | Kind::Duration(_) | Kind::OneOf(_) => {
                 return Err((no_such(), format!("{} has no keys of its own", self.path)));
             }
         };
@@ -231,7 +231,7 @@ impl Spot {
 
     /// Text is written bare; everything else as in TOML.
     fn parse<'t>(&self, text: &'t str) -> Result<Spanned<DeValue<'t>>, Refusal> {
-        let bare = matches!(self.kind, Kind::Text | Kind::Secret | Kind::Duration | Kind::OneOf(_));
+        let bare = matches!(self.kind, Kind::Text | Kind::Secret | Kind::Duration(_) | Kind::OneOf(_));
         if !bare {
             return DeValue::parse(text).map_err(|error| {
                 let expected = if self.inside_free { "text in quotes".to_owned() } else { self.kind.expected() };

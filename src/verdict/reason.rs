@@ -61,6 +61,19 @@ pub(super) fn tool_changed(name: &str, path: &str) -> Reason {
     )
 }
 
+pub(super) fn settings_changed(what: &str) -> Reason {
+    Reason::new(
+        Code::SettingsChanged,
+        format!("the settings ask for {what} as it was not asked for before, and it has not been proven since"),
+        "none: the checks run again by themselves",
+    )
+}
+
+pub(super) fn dismissed() -> Reason {
+    let why = "the settings no longer have this worker, or have it with another lane or intake";
+    Reason::new(Code::SettingsChanged, why, "")
+}
+
 /// Why a worker may not work on this image, as long as `image.required` is set.
 pub(super) fn unverified(report: &ImageReport) -> Reason {
     let detail = match (&report.image, &report.problem) {

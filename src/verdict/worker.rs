@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 
 use super::{
-    Policy, Step,
+    Changes, Policy, Step,
     evidence::{CheckEvidence, ProfileEvidence},
     fact,
     flap::Flap,
@@ -193,6 +193,39 @@ impl Worker {
     pub(super) fn stop(&mut self, now: Now, policy: &Policy, step: &mut Step) {
         self.stopping = true;
         self.settle(now, now.mono, policy, step);
+    }
+
+    /// Goes on with other rules. What they ask for as before stays proven.
+    pub(super) fn reconfigure(
+        &mut self,
+        now: Now,
+        identity: IdentityId,
+        policy: &Policy,
+        changes: &Changes,
+        step: &mut Step,
+    ) {
+        let is_other = identity != self.identity;
+        self.identity = identity;
+        self.checks.retain(|name, _| policy.checks.contains_key(name));
+        for name in policy.checks.keys() {
+            let is_new = !self.checks.contains_key(name);
+            let evidence = self.checks.entry(name.clone()).or_default();
+            if is_new || is_other || changes.checks.contains(name) {
+                evidence.doubt(reason::settings_changed(&format!("checks.{name}")), now.mono);
+            }
+        }
+        if is_other || changes.profile {
+            self.profile.doubt(reason::settings_changed("the profile"), now.mono);
+        }
+        self.settle(now, now.mono, policy, step);
+    }
+
+    /// This gate no longer has the worker, or not in this way. Its edge shuts by itself.
+    pub(super) fn dismiss(&mut self, now: Now, policy: &Policy, step: &mut Step) {
+        self.tell(now, None, None, policy, step);
+        self.admission = Admission::Held;
+        self.reason = reason::dismissed();
+        step.facts.push(fact(FactKind::WorkerHeld, now, self.record(policy)));
     }
 
     /// Brings admission and the wanted edge in line with the evidence.

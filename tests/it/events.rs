@@ -76,6 +76,7 @@ fn quarantined() -> Record {
         outcome: Some(Outcome::ExitCode(1)),
         duration_ms: Some(90.5),
         version: Some("0.169.0".into()),
+        fingerprint: None,
         message: Some("Not logged in – „nein“".into()),
         checked_at: Some("2026-11-22T10:00:00Z".parse().unwrap()),
     };
@@ -95,13 +96,16 @@ fn quarantined() -> Record {
         account: Some(Account { before: 3, moved: 2, left: 0, taken: 1 }),
         exposed: Some(Exposed::Tasks(vec![task])),
         latency_ms: Some(3.25),
+        readmission: None,
+        version_change: None,
+        changed_settings: None,
         profile: None,
         image: None,
     }
 }
 
 fn fact(kind: FactKind, record: Option<Record>, audited: bool) -> Fact {
-    Fact { kind, at: jiff::Timestamp::now(), record, audited }
+    Fact { kind, at: jiff::Timestamp::now(), record, reason: None, audited }
 }
 
 fn heartbeat() -> Fact {

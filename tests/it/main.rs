@@ -8,4 +8,5 @@ mod guarantees;
 mod harness;
 mod intakes;
 mod refusals;
+mod reload;
 mod support;

@@ -83,7 +83,7 @@ pub(super) async fn serve(
     memory.worked = true;
     let outcome = serving.reconcile(mailbox, ends, stop).await;
     if outcome.is_ok() {
-        return serving.stop_movers().await;
+        return serving.let_go(ends).await;
     }
     // A fault of one channel leaves the others, and so the way, as they were.
     if serving.open {
@@ -192,6 +192,20 @@ impl Serving<'_> {
                 fold_until = Instant::now() + FOLD;
             }
         }
+    }
+
+    /// Shuts, takes back what waits in the lane, and gives the worker up, so that the next owner need not wait for the
+    /// connection to end.
+    async fn let_go(&mut self, ends: &Ends) -> Result<(), Fault> {
+        if self.open {
+            self.shut(Wanted::shut(), ends).await?;
+            while self.settling.is_some() {
+                self.settle(ends).await?;
+                sleep(SETTLE_LOOK).await;
+            }
+        }
+        self.stop_movers().await?;
+        self.topology.disown(&self.control).await
     }
 
     async fn become_(&mut self, wanted: Wanted, ends: &Ends) -> Result<(), Fault> {

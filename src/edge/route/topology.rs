@@ -5,7 +5,7 @@ use lapin::{
     Channel, ExchangeKind,
     options::{
         ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeUnbindOptions, QueueBindOptions,
-        QueueDeclareOptions,
+        QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -94,6 +94,12 @@ impl Topology<'_> {
     pub(super) async fn clear_edge(&self, channel: &Channel) -> Result<(), Fault> {
         let delete = channel.exchange_delete(self.names.edge.clone(), ExchangeDeleteOptions::default());
         self.refine(within("shut the edge", delete).await, &self.names.edge)
+    }
+
+    /// Gives the worker up: the owner queue goes, and the edge exchange with it.
+    pub(super) async fn disown(&self, channel: &Channel) -> Result<(), Fault> {
+        let delete = channel.queue_delete(self.names.owner.clone(), QueueDeleteOptions::default());
+        self.refine(within("give the worker up", delete).await.map(drop), &self.names.owner)
     }
 
     /// Leads the intake to the edge exchange.

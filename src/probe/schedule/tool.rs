@@ -1,6 +1,11 @@
 //! What a check's commands are made of, and whether that has changed.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 
@@ -37,9 +42,11 @@ struct Watched {
     hashes: Arc<Hashes>,
     /// `None` before the first look.
     look: Option<Arc<Look>>,
-    /// The fingerprint of this very look.
-    fingerprint: Arc<std::sync::Mutex<Option<(Arc<Look>, String)>>>,
+    fingerprint: Arc<Mutex<Option<Fingerprint>>>,
 }
+
+/// The newest fingerprint, and the very look that it is of.
+type Fingerprint = (Arc<Look>, String);
 
 impl Tool {
     pub(super) fn new(
@@ -98,7 +105,7 @@ impl Tool {
         let begun = self.watched.as_ref().and_then(|tool| {
             let (look, hashes, kept) = (tool.look.clone()?, tool.hashes.clone(), tool.fingerprint.clone());
             Some(tokio::task::spawn_blocking(move || {
-                let mut kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some((of, fingerprint)) = &*kept
                     && Arc::ptr_eq(of, &look)
                 {

@@ -13,7 +13,7 @@ use std::{
 use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
-use crate::probe::signature::Stamp;
+use crate::{hash::hex, probe::signature::Stamp};
 
 /// What is larger is judged by its stamp alone; no tool is.
 const LARGEST: u64 = 2 * 1024 * 1024 * 1024;
@@ -103,12 +103,4 @@ fn sha256(file: &File) -> io::Result<[u8; 32]> {
             Err(error) => return Err(error),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -35,7 +35,7 @@ fn a_managed_profile_is_reported_with_hashes_and_the_names_of_other_keys() {
         enforced: [("approval_policy".to_owned(), json!("never"))].into(),
         extra_settings: report.extra_settings.clone(),
         managed_on: Some(at),
-        config_hash: Some(policy::sha256_hex(text.as_bytes())),
+        config_hash: Some(crate::hash::sha256(text.as_bytes())),
         // printf '[["approval_policy","never"]]' | sha256sum
         policy_hash: Some(POLICY_HASH.to_owned()),
         problem: None,
@@ -43,7 +43,7 @@ fn a_managed_profile_is_reported_with_hashes_and_the_names_of_other_keys() {
         written: report.written,
     };
     assert_eq!(report, expected);
-    assert_eq!(policy::sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_eq!(crate::hash::sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
 const POLICY_HASH: &str = "3f7dd80e466389ca316266a61cec71e4785dca77e882e046d192db218faa5dea";

@@ -9,7 +9,8 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{START, sha256_hex, take_apart};
+use super::{START, take_apart};
+use crate::hash::sha256;
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,7 +136,7 @@ pub fn verify(path: &Path) -> Result<Summary, VerifyError> {
         let broken = |why| Broken { line, why };
         let bytes = bytes.strip_suffix(b"\n").ok_or(broken(Why::CutOff))?;
         let parts = take_apart(bytes).ok_or(broken(Why::NotAnEntry))?;
-        if sha256_hex(parts.hashed) != parts.hash {
+        if sha256(parts.hashed) != parts.hash {
             return Err(broken(Why::Edited).into());
         }
         if parts.prev != summary.head {

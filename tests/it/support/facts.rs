@@ -78,7 +78,7 @@ impl Facts {
         self.all.lock().unwrap().clone()
     }
 
-    /// The next fact of this type about this worker, after the one that the last call gave.
+    /// The next fact of this type about this worker (or `worker-gate@NAME`, for the gate), after the one that the last call gave.
     #[track_caller]
     pub(crate) fn next(&mut self, bound: Duration, kind: &str, worker: &str) -> Fact {
         let what = format!("a fact {kind} about {worker}");
@@ -86,7 +86,7 @@ impl Facts {
         let (index, fact) = eventually(bound, &what, || {
             let all = self.all.lock().unwrap();
             let mut new = all.iter().enumerate().skip(passed);
-            new.find(|(_, f)| f.kind() == kind && f.body["worker_name"] == worker).map(|(i, f)| (i, f.clone()))
+            new.find(|(_, f)| f.kind() == kind && f.body["hostname"] == worker).map(|(i, f)| (i, f.clone()))
         });
         self.passed = index + 1;
         fact

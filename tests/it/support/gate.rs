@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -115,6 +116,7 @@ heartbeat = "1s"
 
 [evidence]
 max_age = "20s"
+flap_wait = "0s"
 
 [checks.codex_cli]
 run = [["codex", "--version"], ["codex", "login", "status"]]
@@ -165,8 +167,8 @@ intake = {{ {intake} }}
         let file = self.write_settings(settings);
         let mut command = process::command(env!("CARGO_BIN_EXE_worker-gate"));
         self.surround(&mut command);
-        command.arg("run").arg("--config").arg(file);
-        Gate { process: Process::start(command, &self.dir.join("log")), listen: self.listen }
+        command.arg("run").arg("--config").arg(&file);
+        Gate { process: Process::start(command, &self.dir.join("log")), settings: file, listen: self.listen }
     }
 
     /// Runs another subcommand to its end, whatever that is.
@@ -178,8 +180,10 @@ intake = {{ {intake} }}
         command.args(args).arg("--config").arg(file).output().unwrap()
     }
 
+    /// In a file of its own, because a running gate reads the one that it has again when that changes.
     fn write_settings(&self, settings: &str) -> PathBuf {
-        let file = self.dir.join("worker-gate.toml");
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let file = self.dir.join(&format!("worker-gate-{}.toml", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::write(&file, settings).unwrap();
         file
     }
@@ -199,6 +203,7 @@ intake = {{ {intake} }}
 /// A running gate; killed when dropped.
 pub(crate) struct Gate {
     process: Process,
+    settings: PathBuf,
     listen: u16,
 }
 
@@ -224,6 +229,16 @@ impl Gate {
     #[track_caller]
     pub(crate) fn wait_for_log(&mut self, bound: Duration, text: &str) {
         self.process.wait_for_output(bound, text);
+    }
+
+    /// The settings file that it has read.
+    pub(crate) fn settings(&self) -> &Path {
+        &self.settings
+    }
+
+    /// SIGHUP.
+    pub(crate) fn hang_up(&mut self) {
+        self.process.signal(Signal::SIGHUP);
     }
 
     /// SIGTERM, and the exit status; panics if it does not go by itself.

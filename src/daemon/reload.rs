@@ -1,0 +1,163 @@
+//! Settings that are read again while the gate runs: on SIGHUP, and when their file has changed.
+//!
+//! They are checked as a whole first; what is wrong with them changes nothing and is told. What `[gate]`, `[broker]` and
+//! `[events]` say concerns every edge, so another one of these makes the gate anew. Everything else touches only the workers
+//! that it is about.
+
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::spawn_blocking,
+    time::sleep,
+};
+
+use super::{Daemon, Setup, about_gate, first_snapshot, owners, parts::Parts, policy, supported};
+use crate::{
+    chain::chain,
+    clock,
+    identity::Identity,
+    model::{Code, Fact, FactKind, IdentityId, Reason},
+    settings::{Check, Settings, Worker},
+    verdict::Changes,
+    watch::Watcher,
+};
+
+/// Reads the settings again, on a thread where it may block. What is wrong with them is a text for people.
+pub type Load = Arc<dyn Fn() -> Result<Setup, String> + Send + Sync>;
+
+/// A file that nobody has written for so long is taken to be complete.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// Reads the settings again whenever there is a reason to, until nobody listens.
+///
+/// # Errors
+/// The signal cannot be had.
+pub(super) fn keep(
+    file: Option<PathBuf>,
+    watcher: Watcher,
+    load: Load,
+    reloads: mpsc::Sender<Result<Setup, String>>,
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    // A relative path is one from here; the gate never changes its directory.
+    let file = file.map(|file| std::path::absolute(&file).unwrap_or(file));
+    Ok(async move {
+        let subject = watcher.subject(file.into_iter().collect());
+        // The first notice says that the file is watched. What changed before then is loaded, too.
+        loop {
+            tokio::select! {
+                _ = subject.touched() => {
+                    // An editor takes several steps, and one that only truncates is not what anybody means.
+                    while tokio::time::timeout(QUIET, subject.touched()).await.is_ok() {}
+                }
+                _ = hangup.recv() => {}
+                () = reloads.closed() => return,
+            }
+            let load = load.clone();
+            let Ok(loaded) = spawn_blocking(move || load()).await else { return };
+            if reloads.send(loaded).await.is_err() {
+                return;
+            }
+            // A file that is written all the time is not read all the time.
+            sleep(QUIET).await;
+        }
+    })
+}
+
+impl Daemon {
+    /// Goes on with other settings. What is handed back concerns every edge, so the gate has to be made anew from it.
+    pub(super) fn reload(&mut self, loaded: Result<Setup, String>, parts: &mut Parts) -> Option<Box<Setup>> {
+        let setup = match loaded {
+            Ok(setup) => setup,
+            Err(problem) => return self.refuse(&problem),
+        };
+        if let Err(error) = supported(&setup.settings) {
+            return self.refuse(&format!("failed to {}", chain(&error)));
+        }
+        let identities = renumbered(setup.identities, &self.identities);
+        let is_same = setup.settings == self.settings
+            && identities.len() == self.identities.len()
+            && identities.iter().zip(&self.identities).all(|(new, old)| new.id == old.id && new.workers == old.workers);
+        if is_same {
+            tracing::debug!("the settings were read again, and say what they said");
+            return None;
+        }
+        let about = |reason: &str| Reason::new(Code::SettingsChanged, reason, "");
+        self.tell(FactKind::GateSettingsLoaded, about("settings were read again and hold from now on"));
+        if concerns_every_edge(&self.settings, &setup.settings) {
+            tracing::info!("the settings have changed in [gate], [broker] or [events]: starting anew");
+            return Some(Box::new(Setup { identities, ..setup }));
+        }
+        tracing::info!(workers = setup.settings.workers.len(), "the settings have changed and hold from now on");
+        let changes = changes(&self.settings, &setup.settings);
+        let step = self.gate.reconfigure(clock::now(), policy(&setup.settings), owners(&identities), &changes);
+        self.act(step);
+        self.crew.replace_edges(&setup.settings.workers, &changes.workers, parts);
+        self.crew.run_checks(&setup.settings, &identities, &setup.runner, parts);
+        let checks = first_snapshot(&setup.settings).checks;
+        self.snapshots.send_modify(|snapshot| snapshot.checks.limit = checks.limit);
+        (self.settings, self.identities) = (setup.settings, identities);
+        None
+    }
+
+    fn refuse(&self, problem: &str) -> Option<Box<Setup>> {
+        tracing::error!("the settings were read again and are refused; those from before hold:\n{problem}");
+        let remedy = "mend them, and see with: worker-gate config check";
+        self.tell(FactKind::GateSettingsRefused, Reason::new(Code::SettingsChanged, problem, remedy));
+        None
+    }
+
+    fn tell(&self, kind: FactKind, reason: Reason) {
+        self.outbox.offer(Fact { reason: Some(reason), ..about_gate(kind, clock::now()) });
+    }
+}
+
+/// Whether a change is of the kind that no edge outlives.
+fn concerns_every_edge(old: &Settings, new: &Settings) -> bool {
+    (&old.gate, &old.broker, &old.events, &old.image.manifest)
+        != (&new.gate, &new.broker, &new.events, &new.image.manifest)
+}
+
+/// The new identities, each with the number of the old one that sees the machine as it does, or else a number that nobody has
+/// had: what was found for another identity must never count for it.
+fn renumbered(new: Vec<Identity>, old: &[Identity]) -> Vec<Identity> {
+    let mut free = old.iter().map(|identity| identity.id.0 + 1).max().unwrap_or(0);
+    new.into_iter()
+        .map(|identity| {
+            let id = old.iter().find(|old| old.sees_what(&identity)).map_or_else(
+                || {
+                    free += 1;
+                    IdentityId(free - 1)
+                },
+                |old| old.id,
+            );
+            Identity { id, ..identity }
+        })
+        .collect()
+}
+
+/// What has to be proven anew.
+fn changes(old: &Settings, new: &Settings) -> Changes {
+    let runs = |check: &Check| (check.run.clone(), check.version.clone());
+    let is_other =
+        |(name, check): &(&String, &Check)| old.checks.get(*name).is_some_and(|old| runs(old) != runs(check));
+    // As whom checks run is the identity's business, and what happens at a quarantine is looked up then.
+    let edge = |worker: &Worker| {
+        (worker.edge.clone(), worker.lane.clone(), worker.queue_arguments.clone(), worker.on_quarantine)
+    };
+    let others: BTreeSet<_> = new
+        .workers
+        .iter()
+        .filter(|worker| old.workers.iter().any(|old| old.name == worker.name && edge(old) != edge(worker)))
+        .map(|worker| worker.name.clone())
+        .collect();
+    let wanted =
+        |settings: &Settings| settings.profile.as_ref().map(|profile| (profile.path.clone(), profile.enforce.clone()));
+    Changes {
+        workers: others,
+        checks: new.checks.iter().filter(is_other).map(|(name, _)| name.clone()).collect(),
+        profile: wanted(old) != wanted(new),
+    }
+}
