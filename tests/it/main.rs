@@ -9,4 +9,5 @@ mod harness;
 mod intakes;
 mod refusals;
 mod reload;
+mod repair;
 mod support;
