@@ -9,14 +9,16 @@ use super::{
     evidence::{CheckEvidence, ProfileEvidence},
     fact,
     flap::Flap,
-    milliseconds, reason,
+    reason,
     repair::Repairs,
-    status_of,
 };
 use crate::model::{
-    Account, Admission, CheckRecord, Edge, EdgeReport, Exposed, FactKind, Finding, IdentityId, ImageReport, ImageState,
-    Mono, Now, Observation, ProfileReport, ProfileState, Reason, Record, VersionChange, Wanted, WorkerName,
+    Admission, CheckRecord, Edge, EdgeReport, FactKind, Finding, IdentityId, ImageReport, Mono, Now, Observation,
+    ProfileState, Reason, Record, VersionChange, Wanted, WorkerName,
 };
+
+mod judging;
+mod telling;
 
 /// How long a fact waits for the broker's account. An edge answers within its own limits (seconds); a fact that is told
 /// without an account is better than one that is told late.
@@ -270,89 +272,6 @@ impl Worker {
         }
     }
 
-    fn judge(&self, now: Mono, policy: &Policy) -> (Admission, Reason) {
-        if self.stopping {
-            return match self.admission {
-                Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
-                Admission::Held | Admission::Admitted => (Admission::Held, reason::stopping()),
-            };
-        }
-        if let Some(reason) = self.unfit(policy) {
-            return (Admission::Quarantined, reason);
-        }
-        if let Ownership::Down(reason) = &self.ownership {
-            // What is quarantined stays so until it is proven again, and that takes an owner.
-            return match self.admission {
-                Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
-                Admission::Held | Admission::Admitted => (Admission::Held, reason.clone()),
-            };
-        }
-        let stale = self.stale_at(policy).is_some_and(|at| now >= at);
-        let proven = !stale && self.is_proven(policy);
-        match self.admission {
-            Admission::Quarantined if proven && let Some(wait) = self.flap.waits(now) => {
-                (Admission::Quarantined, reason::flapping(wait))
-            }
-            _ if proven => (Admission::Admitted, reason::fit()),
-            Admission::Held => (Admission::Held, self.reason.clone()),
-            Admission::Admitted | Admission::Quarantined if stale => (Admission::Quarantined, reason::stale(policy)),
-            Admission::Admitted | Admission::Quarantined => {
-                let doubt = self.doubted(policy).unwrap_or(&self.reason);
-                (Admission::Quarantined, doubt.clone())
-            }
-        }
-    }
-
-    /// What is wrong with this worker, if anything required is.
-    fn unfit(&self, policy: &Policy) -> Option<Reason> {
-        if let Some((name, evidence)) = self.required(policy).find(|(_, evidence)| evidence.is_unfit()) {
-            return Some(evidence.doubted().cloned().unwrap_or_else(|| reason::failed(name, evidence)));
-        }
-        if let Some(report) = self.image.as_ref().filter(|_| policy.image_required)
-            && let Some(reason) = self.unfit_image(report)
-        {
-            return Some(reason);
-        }
-        if !policy.profile || !self.profile.is_unfit() {
-            return None;
-        }
-        let report = self.profile.last()?;
-        Some(self.repairs.explain(reason::drifted(report), report))
-    }
-
-    fn unfit_image(&self, report: &ImageReport) -> Option<Reason> {
-        let Some(image) = report.image.as_ref().filter(|image| image.state == ImageState::Verified) else {
-            return Some(reason::unverified(report));
-        };
-        let listed = [("codex_cli", &image.codex_cli_version), ("spec_kit", &image.spec_kit_version)];
-        listed.into_iter().find_map(|(name, listed)| {
-            let found = self.checks.get(name)?.last()?.0.version.as_ref()?;
-            (Some(found) != listed.as_ref()).then(|| reason::mismatch(name, listed.as_deref(), found))
-        })
-    }
-
-    /// Why something that was proven does not count any more.
-    fn doubted<'a>(&'a self, policy: &'a Policy) -> Option<&'a Reason> {
-        let profile = self.profile.doubted().filter(|_| policy.profile);
-        self.required(policy).find_map(|(_, evidence)| evidence.doubted()).or(profile)
-    }
-
-    fn required<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = (&'a String, &'a CheckEvidence)> {
-        self.checks.iter().filter(|(name, _)| policy.checks.get(*name).is_some_and(|rule| rule.required))
-    }
-
-    fn is_proven(&self, policy: &Policy) -> bool {
-        self.required(policy).all(|(_, evidence)| evidence.is_proven())
-            && (!policy.profile || self.profile.is_proven())
-            && (!policy.image_required || self.image.is_some())
-    }
-
-    /// When the first piece of the proof will be too old.
-    fn stale_at(&self, policy: &Policy) -> Option<Mono> {
-        let profile = if policy.profile { self.profile.stale_at(policy.max_age) } else { None };
-        self.required(policy).filter_map(|(_, evidence)| evidence.stale_at(policy.max_age)).chain(profile).min()
-    }
-
     pub(super) fn fresh_until(&self, policy: &Policy) -> Option<Mono> {
         if self.admission == Admission::Admitted { self.stale_at(policy) } else { None }
     }
@@ -379,104 +298,4 @@ impl Worker {
         self.checks.values_mut().for_each(CheckEvidence::void);
         self.profile.void();
     }
-
-    /// Tells the pending change, with what the edge has said about it so far.
-    fn tell(&mut self, now: Now, account: Option<Account>, exposed: Option<Exposed>, policy: &Policy, step: &mut Step) {
-        let Some(pending) = self.pending.take() else { return };
-        let mut record = self.record(policy);
-        record.account = account;
-        record.exposed = exposed;
-        record.latency_ms = self.edge_at.map(|at| milliseconds(at.since(pending.seen)));
-        step.facts.push(fact(pending.kind, now, record));
-    }
-
-    /// A health check is told once every check has run; one that says what the last one said is not audited again.
-    fn tell_health(&mut self, now: Now, policy: &Policy, step: &mut Step) {
-        if self.checks.values().any(|evidence| evidence.last().is_none()) {
-            return;
-        }
-        let record = self.record(policy);
-        let said = record
-            .checks
-            .iter()
-            .map(|(name, check)| (name.clone(), CheckRecord { duration_ms: None, checked_at: None, ..check.clone() }))
-            .collect();
-        let mut told = fact(FactKind::WorkerHealthCheck, now, record);
-        told.audited = self.audited.as_ref() != Some(&said);
-        self.audited = Some(said);
-        step.facts.push(told);
-    }
-
-    fn tell_profile(
-        &self,
-        now: Now,
-        before: Option<&ProfileReport>,
-        report: &ProfileReport,
-        policy: &Policy,
-        step: &mut Step,
-    ) {
-        let same = before.is_some_and(|before| {
-            before.state == report.state
-                && before.config_hash == report.config_hash
-                && before.managed_on == report.managed_on
-                && before.problem == report.problem
-        });
-        if same {
-            return;
-        }
-        let mut record = self.record(policy);
-        let kind = match report.state {
-            ProfileState::Managed => {
-                record.changed_settings = before.map(|before| changed_settings(before, report));
-                FactKind::WorkerConfigManaged
-            }
-            ProfileState::Drifted | ProfileState::Missing => FactKind::WorkerConfigDrifted,
-        };
-        step.facts.push(fact(kind, now, record));
-    }
-
-    pub(super) fn record(&self, policy: &Policy) -> Record {
-        let checks: BTreeMap<_, _> = self
-            .checks
-            .iter()
-            .map(|(name, evidence)| {
-                (name.clone(), evidence.record(policy.checks.get(name).is_some_and(|rule| rule.required)))
-            })
-            .collect();
-        let profile = self.profile.last();
-        let mut failures: Vec<String> =
-            checks.iter().filter_map(|(name, check)| Some(format!("{name}: {}", check.message.as_ref()?))).collect();
-        failures.extend(profile.and_then(|report| Some(report.problem.as_ref()?.detail.clone())));
-        Record {
-            worker_name: self.name.clone(),
-            codex_cli_status: status_of(checks.get("codex_cli")),
-            spec_kit_status: status_of(checks.get("spec_kit")),
-            config_hash: profile.and_then(|report| report.config_hash.clone()),
-            policy_hash: profile.and_then(|report| report.policy_hash.clone()),
-            last_checked_at: self.checked_at,
-            failure_message: if failures.is_empty() { None } else { Some(failures.join("; ")) },
-            checks,
-            admission: Some(self.admission),
-            edge: Some(self.edge),
-            reason: Some(self.reason.clone()),
-            account: None,
-            exposed: None,
-            latency_ms: None,
-            readmission: self.flap.imposed().filter(|_| self.admission == Admission::Quarantined),
-            version_change: None,
-            changed_settings: None,
-            profile: profile.cloned(),
-            image: self.image.as_ref().and_then(|report| report.image.clone()),
-        }
-    }
-}
-
-/// The names of the other keys that are new, gone or different.
-fn changed_settings(before: &ProfileReport, now: &ProfileReport) -> Vec<String> {
-    let (before, now) = (&before.extra_settings, &now.extra_settings);
-    let mut names: Vec<_> =
-        now.iter().filter(|(key, hash)| before.get(*key) != Some(*hash)).map(|(key, _)| key).collect();
-    names.extend(before.keys().filter(|key| !now.contains_key(*key)));
-    names.sort();
-    names.into_iter().cloned().collect()
 }

@@ -9,17 +9,16 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use lapin::{Channel, Consumer, options::ConfirmSelectOptions, types::ShortString};
+use lapin::{Channel, Consumer, options::ConfirmSelectOptions};
 use tokio::{
     sync::Notify,
-    task::JoinError,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Ends, Memory, Route,
-    mover::{self, Mover, Tally, Way},
+    mover::Tally,
     names::Names,
     owner,
     settling::{Settling, balance},
@@ -33,8 +32,13 @@ use crate::{
         links::Links,
     },
     model::{Account, Edge, EdgeReport, Exposed, Wanted},
-    settings::{IntakeType, OnQuarantine},
+    settings::OnQuarantine,
 };
+
+mod moving;
+mod upkeep;
+
+use moving::Moving;
 
 /// How often a queue is counted while it settles and no confirm comes in.
 const SETTLE_LOOK: Duration = Duration::from_millis(10);
@@ -106,20 +110,6 @@ async fn publishing(links: &Links) -> Result<Channel, Fault> {
     match opened.await {
         Err(Fault::Silent { .. }) => Err(Fault::Blocked),
         opened => opened,
-    }
-}
-
-/// A mover at work.
-struct Moving {
-    tally: Arc<Tally>,
-    stop: CancellationToken,
-    task: AbortOnDropHandle<Result<(), Fault>>,
-}
-
-impl Moving {
-    /// The task itself ends a moment after it has said so, and rings no second time.
-    fn has_ended(&self) -> bool {
-        self.tally.ended.load(Relaxed) || self.task.is_finished()
     }
 }
 
@@ -271,103 +261,6 @@ impl Serving<'_> {
         self.wake().await
     }
 
-    /// Begins to give back, and says how many messages wait for it.
-    async fn give_back(&mut self) -> Result<u64, Fault> {
-        let mut before = 0;
-        for queue in self.holding_queues() {
-            before += topology::waiting(&self.control, &queue).await?;
-            self.start(Way::GiveBack, &queue).await?;
-        }
-        Ok(before)
-    }
-
-    /// Tells the worker to consume its lane if nobody does, and it may have been told to stop. One that is away does not hear
-    /// it, and needs not: it consumes when it comes.
-    async fn wake(&self) -> Result<(), Fault> {
-        if *self.maybe_deaf && topology::consumers(&self.control, &self.names.lane).await? == 0 {
-            self.command(Command::AddConsumer);
-        }
-        Ok(())
-    }
-
-    /// Tells the worker's Celery something, apart from the edge's own work: a worker that is away or deaf is no fault of the
-    /// edge's, and a broker in alarm must not hold up a shut.
-    fn command(&self, command: Command) {
-        let (links, name, lane) = (Arc::clone(self.links), self.route.worker.name.clone(), self.names.lane.clone());
-        tokio::spawn(async move {
-            match (celery::send(&links, name.as_str(), lane.as_str(), command).await, command) {
-                // No worker has declared its mailbox yet, so there is none to be told.
-                (Ok(()), _) | (Err(_), Command::AddConsumer) => {}
-                (Err(fault), Command::CancelConsumer | Command::Shutdown) => {
-                    tracing::warn!(worker = %name, ?command, "failed to {fault}");
-                }
-            }
-        });
-    }
-
-    fn holding_queues(&self) -> Vec<ShortString> {
-        match self.route.intake.kind {
-            IntakeType::Direct | IntakeType::Topic => vec![self.names.holding.clone()],
-            IntakeType::ConsistentHash => vec![self.names.lane_held.clone(), self.names.holding.clone()],
-        }
-    }
-
-    /// Begins to empty the lane, and says how many messages wait there.
-    async fn take_back(&mut self) -> Result<u64, Fault> {
-        let lane = self.names.lane.clone();
-        let before = topology::waiting(&self.control, &lane).await?;
-        if before > u64::from(mover::INTERCEPT_WINDOW) {
-            // More than the intercept can hold in hand: the worker would get the rest.
-            self.command(Command::CancelConsumer);
-            *self.maybe_deaf = true;
-        }
-        // The give-back goes on with what it has in flight while the intercept begins.
-        self.start(Way::TakeBack, &lane).await?;
-        Ok(before)
-    }
-
-    async fn start(&mut self, way: Way, queue: &ShortString) -> Result<(), Fault> {
-        let tally = Arc::<Tally>::default();
-        let consume = topology::open(&self.links.moves).await?;
-        let (names, publish) = (self.names.clone(), self.publish.clone());
-        // A task of its own, because whoever waits for it may turn to something else: lapin forgets a consumer whose making
-        // is given up half way, and the broker would give it messages for ever. A mover that nobody wants any more ends.
-        let starting = tokio::spawn(Mover::start(
-            way,
-            queue.clone(),
-            names,
-            consume,
-            publish,
-            Arc::clone(&tally),
-            Arc::clone(&self.bell),
-        ));
-        let mover =
-            self.topology.permit(starting.await.unwrap_or_else(|panic| Err(panicked(&panic))), queue.as_str())?;
-        let stop = CancellationToken::new();
-        let task = AbortOnDropHandle::new(tokio::spawn(mover.run(stop.clone())));
-        self.movers.push(Moving { tally, stop, task });
-        Ok(())
-    }
-
-    /// Stops every mover and waits for what it has in flight, so that nothing is moved against the new direction.
-    async fn stop_movers(&mut self) -> Result<(), Fault> {
-        for moving in self.movers.drain(..) {
-            moving.stop.cancel();
-            join(moving.task).await?;
-        }
-        Ok(())
-    }
-
-    /// A mover that ended by itself met a fault; one that was stopped has nothing more to say.
-    async fn check_movers(&mut self) -> Result<(), Fault> {
-        let (ended, going): (Vec<_>, Vec<_>) = self.movers.drain(..).partition(Moving::has_ended);
-        self.movers = going;
-        for moving in ended {
-            join(moving.task).await?;
-        }
-        Ok(())
-    }
-
     /// Tells the account once everything that waited has been moved, or its time is up.
     async fn settle(&mut self, ends: &Ends) -> Result<(), Fault> {
         let Some(mut settling) = self.settling.take() else { return Ok(()) };
@@ -417,66 +310,4 @@ impl Serving<'_> {
         }
         Ok(())
     }
-
-    /// Messages that come to the holding queue while the edge is open say that somebody took the way apart: deleted the edge
-    /// exchange, or the lane, which the worker then declared without our binding. True if the way was made again.
-    async fn mend(&mut self) -> Result<bool, Fault> {
-        let late = self.movers.iter().any(|moving| moving.tally.late.swap(false, Relaxed));
-        if late && self.open {
-            tracing::warn!(worker = %self.route.worker.name, "messages were held while the edge is open: making the way again");
-            // On a channel of its own, because lapin remembers every declaration of a channel for as long as that lives.
-            let channel = topology::open(&self.links.control).await?;
-            self.topology.lane(&self.links.control).await?;
-            self.topology.declare_edge(&channel).await?;
-            self.topology.open_edge(&channel).await?;
-            let _ = channel.close(200, "done".into()).await;
-        }
-        Ok(late)
-    }
-
-    /// Declares again what somebody may have deleted. Producers see nothing of a missing holding queue, nor of an intake that
-    /// one of them made anew without its alternate exchange: their messages are confirmed, and nobody has them.
-    async fn look(&self) -> Result<(), Fault> {
-        let channel = topology::open(&self.links.control).await?;
-        self.topology.declare_holding(&channel).await?;
-        if self.is_plain && !self.topology.intake(&self.links.control).await? {
-            return Err(Fault::Nowhere { exchange: self.names.intake.to_string() });
-        }
-        self.topology.declare_edge(&channel).await?;
-        if self.open {
-            self.topology.open_edge(&channel).await?;
-        }
-        let _ = channel.close(200, "done".into()).await;
-        Ok(())
-    }
-
-    /// Reports what came past the shut edge, and takes the binding away that it came by. True if there was something.
-    async fn tell_bypass(&mut self, ends: &Ends) -> Result<bool, Fault> {
-        let mut told = false;
-        for moving in &self.movers {
-            let bypass = moving.tally.take_bypass();
-            if bypass.messages == 0 {
-                continue;
-            }
-            told = true;
-            for (exchange, key) in &bypass.ways {
-                if exchange == &self.names.intake {
-                    self.topology.unbind_foreign(&self.control, key.as_str()).await?;
-                }
-            }
-            let ways = bypass.ways.iter().map(|(exchange, key)| format!("exchange '{exchange}' key '{key}'")).collect();
-            let report = EdgeReport::Bypass { messages: bypass.messages, ways };
-            ends.tell(&self.route.worker.name, report).await;
-        }
-        Ok(told)
-    }
-}
-
-async fn join(task: AbortOnDropHandle<Result<(), Fault>>) -> Result<(), Fault> {
-    // A panic in a mover has lost nothing: its channel closes, and the broker has its messages back.
-    task.await.unwrap_or_else(|panic| Err(panicked(&panic)))
-}
-
-fn panicked(panic: &JoinError) -> Fault {
-    Fault::Silent { doing: format!("move messages ({panic})") }
 }

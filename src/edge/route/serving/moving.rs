@@ -1,0 +1,142 @@
+//! The movers of one ownership, and what the worker is told meanwhile.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use lapin::types::ShortString;
+use tokio::task::JoinError;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::Serving;
+use crate::{
+    edge::{
+        celery::{self, Command},
+        fault::Fault,
+        route::{
+            mover::{self, Mover, Tally, Way},
+            topology,
+        },
+    },
+    settings::IntakeType,
+};
+
+/// A mover at work.
+pub(super) struct Moving {
+    pub(super) tally: Arc<Tally>,
+    pub(super) stop: CancellationToken,
+    task: AbortOnDropHandle<Result<(), Fault>>,
+}
+
+impl Moving {
+    /// The task itself ends a moment after it has said so, and rings no second time.
+    fn has_ended(&self) -> bool {
+        self.tally.ended.load(Relaxed) || self.task.is_finished()
+    }
+}
+
+impl Serving<'_> {
+    /// Begins to give back, and says how many messages wait for it.
+    pub(super) async fn give_back(&mut self) -> Result<u64, Fault> {
+        let mut before = 0;
+        for queue in self.holding_queues() {
+            before += topology::waiting(&self.control, &queue).await?;
+            self.start(Way::GiveBack, &queue).await?;
+        }
+        Ok(before)
+    }
+
+    /// Tells the worker to consume its lane if nobody does, and it may have been told to stop. One that is away does not hear
+    /// it, and needs not: it consumes when it comes.
+    pub(super) async fn wake(&self) -> Result<(), Fault> {
+        if *self.maybe_deaf && topology::consumers(&self.control, &self.names.lane).await? == 0 {
+            self.command(Command::AddConsumer);
+        }
+        Ok(())
+    }
+
+    /// Tells the worker's Celery something, apart from the edge's own work: a worker that is away or deaf is no fault of the
+    /// edge's, and a broker in alarm must not hold up a shut.
+    pub(super) fn command(&self, command: Command) {
+        let (links, name, lane) = (Arc::clone(self.links), self.route.worker.name.clone(), self.names.lane.clone());
+        tokio::spawn(async move {
+            match (celery::send(&links, name.as_str(), lane.as_str(), command).await, command) {
+                // No worker has declared its mailbox yet, so there is none to be told.
+                (Ok(()), _) | (Err(_), Command::AddConsumer) => {}
+                (Err(fault), Command::CancelConsumer | Command::Shutdown) => {
+                    tracing::warn!(worker = %name, ?command, "failed to {fault}");
+                }
+            }
+        });
+    }
+
+    pub(super) fn holding_queues(&self) -> Vec<ShortString> {
+        match self.route.intake.kind {
+            IntakeType::Direct | IntakeType::Topic => vec![self.names.holding.clone()],
+            IntakeType::ConsistentHash => vec![self.names.lane_held.clone(), self.names.holding.clone()],
+        }
+    }
+
+    /// Begins to empty the lane, and says how many messages wait there.
+    pub(super) async fn take_back(&mut self) -> Result<u64, Fault> {
+        let lane = self.names.lane.clone();
+        let before = topology::waiting(&self.control, &lane).await?;
+        if before > u64::from(mover::INTERCEPT_WINDOW) {
+            // More than the intercept can hold in hand: the worker would get the rest.
+            self.command(Command::CancelConsumer);
+            *self.maybe_deaf = true;
+        }
+        // The give-back goes on with what it has in flight while the intercept begins.
+        self.start(Way::TakeBack, &lane).await?;
+        Ok(before)
+    }
+
+    async fn start(&mut self, way: Way, queue: &ShortString) -> Result<(), Fault> {
+        let tally = Arc::<Tally>::default();
+        let consume = topology::open(&self.links.moves).await?;
+        let (names, publish) = (self.names.clone(), self.publish.clone());
+        // A task of its own, because whoever waits for it may turn to something else: lapin forgets a consumer whose making
+        // is given up half way, and the broker would give it messages for ever. A mover that nobody wants any more ends.
+        let starting = tokio::spawn(Mover::start(
+            way,
+            queue.clone(),
+            names,
+            consume,
+            publish,
+            Arc::clone(&tally),
+            Arc::clone(&self.bell),
+        ));
+        let mover =
+            self.topology.permit(starting.await.unwrap_or_else(|panic| Err(panicked(&panic))), queue.as_str())?;
+        let stop = CancellationToken::new();
+        let task = AbortOnDropHandle::new(tokio::spawn(mover.run(stop.clone())));
+        self.movers.push(Moving { tally, stop, task });
+        Ok(())
+    }
+
+    /// Stops every mover and waits for what it has in flight, so that nothing is moved against the new direction.
+    pub(super) async fn stop_movers(&mut self) -> Result<(), Fault> {
+        for moving in self.movers.drain(..) {
+            moving.stop.cancel();
+            join(moving.task).await?;
+        }
+        Ok(())
+    }
+
+    /// A mover that ended by itself met a fault; one that was stopped has nothing more to say.
+    pub(super) async fn check_movers(&mut self) -> Result<(), Fault> {
+        let (ended, going): (Vec<_>, Vec<_>) = self.movers.drain(..).partition(Moving::has_ended);
+        self.movers = going;
+        for moving in ended {
+            join(moving.task).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn join(task: AbortOnDropHandle<Result<(), Fault>>) -> Result<(), Fault> {
+    // A panic in a mover has lost nothing: its channel closes, and the broker has its messages back.
+    task.await.unwrap_or_else(|panic| Err(panicked(&panic)))
+}
+
+fn panicked(panic: &JoinError) -> Fault {
+    Fault::Silent { doing: format!("move messages ({panic})") }
+}

@@ -1,0 +1,67 @@
+//! Looking after the way: what somebody took apart is made again, and what came past it is reported.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Serving;
+use crate::{
+    edge::{
+        fault::Fault,
+        route::{Ends, topology},
+    },
+    model::EdgeReport,
+};
+
+impl Serving<'_> {
+    /// Messages that come to the holding queue while the edge is open say that somebody took the way apart: deleted the edge
+    /// exchange, or the lane, which the worker then declared without our binding. True if the way was made again.
+    pub(super) async fn mend(&mut self) -> Result<bool, Fault> {
+        let late = self.movers.iter().any(|moving| moving.tally.late.swap(false, Relaxed));
+        if late && self.open {
+            tracing::warn!(worker = %self.route.worker.name, "messages were held while the edge is open: making the way again");
+            // On a channel of its own, because lapin remembers every declaration of a channel for as long as that lives.
+            let channel = topology::open(&self.links.control).await?;
+            self.topology.lane(&self.links.control).await?;
+            self.topology.declare_edge(&channel).await?;
+            self.topology.open_edge(&channel).await?;
+            let _ = channel.close(200, "done".into()).await;
+        }
+        Ok(late)
+    }
+
+    /// Declares again what somebody may have deleted. Producers see nothing of a missing holding queue, nor of an intake that
+    /// one of them made anew without its alternate exchange: their messages are confirmed, and nobody has them.
+    pub(super) async fn look(&self) -> Result<(), Fault> {
+        let channel = topology::open(&self.links.control).await?;
+        self.topology.declare_holding(&channel).await?;
+        if self.is_plain && !self.topology.intake(&self.links.control).await? {
+            return Err(Fault::Nowhere { exchange: self.names.intake.to_string() });
+        }
+        self.topology.declare_edge(&channel).await?;
+        if self.open {
+            self.topology.open_edge(&channel).await?;
+        }
+        let _ = channel.close(200, "done".into()).await;
+        Ok(())
+    }
+
+    /// Reports what came past the shut edge, and takes the binding away that it came by. True if there was something.
+    pub(super) async fn tell_bypass(&mut self, ends: &Ends) -> Result<bool, Fault> {
+        let mut told = false;
+        for moving in &self.movers {
+            let bypass = moving.tally.take_bypass();
+            if bypass.messages == 0 {
+                continue;
+            }
+            told = true;
+            for (exchange, key) in &bypass.ways {
+                if exchange == &self.names.intake {
+                    self.topology.unbind_foreign(&self.control, key.as_str()).await?;
+                }
+            }
+            let ways = bypass.ways.iter().map(|(exchange, key)| format!("exchange '{exchange}' key '{key}'")).collect();
+            let report = EdgeReport::Bypass { messages: bypass.messages, ways };
+            ends.tell(&self.route.worker.name, report).await;
+        }
+        Ok(told)
+    }
+}

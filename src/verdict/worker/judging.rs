@@ -1,0 +1,92 @@
+//! What the evidence says about a worker. Nothing here changes anything.
+
+use super::{Ownership, Worker};
+use crate::{
+    model::{Admission, ImageReport, ImageState, Mono, Reason},
+    verdict::{Policy, evidence::CheckEvidence, reason},
+};
+
+impl Worker {
+    pub(super) fn judge(&self, now: Mono, policy: &Policy) -> (Admission, Reason) {
+        if self.stopping {
+            return match self.admission {
+                Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
+                Admission::Held | Admission::Admitted => (Admission::Held, reason::stopping()),
+            };
+        }
+        if let Some(reason) = self.unfit(policy) {
+            return (Admission::Quarantined, reason);
+        }
+        if let Ownership::Down(reason) = &self.ownership {
+            // What is quarantined stays so until it is proven again, and that takes an owner.
+            return match self.admission {
+                Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
+                Admission::Held | Admission::Admitted => (Admission::Held, reason.clone()),
+            };
+        }
+        let stale = self.stale_at(policy).is_some_and(|at| now >= at);
+        let proven = !stale && self.is_proven(policy);
+        match self.admission {
+            Admission::Quarantined if proven && let Some(wait) = self.flap.waits(now) => {
+                (Admission::Quarantined, reason::flapping(wait))
+            }
+            _ if proven => (Admission::Admitted, reason::fit()),
+            Admission::Held => (Admission::Held, self.reason.clone()),
+            Admission::Admitted | Admission::Quarantined if stale => (Admission::Quarantined, reason::stale(policy)),
+            Admission::Admitted | Admission::Quarantined => {
+                let doubt = self.doubted(policy).unwrap_or(&self.reason);
+                (Admission::Quarantined, doubt.clone())
+            }
+        }
+    }
+
+    /// What is wrong with this worker, if anything required is.
+    fn unfit(&self, policy: &Policy) -> Option<Reason> {
+        if let Some((name, evidence)) = self.required(policy).find(|(_, evidence)| evidence.is_unfit()) {
+            return Some(evidence.doubted().cloned().unwrap_or_else(|| reason::failed(name, evidence)));
+        }
+        if let Some(report) = self.image.as_ref().filter(|_| policy.image_required)
+            && let Some(reason) = self.unfit_image(report)
+        {
+            return Some(reason);
+        }
+        if !policy.profile || !self.profile.is_unfit() {
+            return None;
+        }
+        let report = self.profile.last()?;
+        Some(self.repairs.explain(reason::drifted(report), report))
+    }
+
+    fn unfit_image(&self, report: &ImageReport) -> Option<Reason> {
+        let Some(image) = report.image.as_ref().filter(|image| image.state == ImageState::Verified) else {
+            return Some(reason::unverified(report));
+        };
+        let listed = [("codex_cli", &image.codex_cli_version), ("spec_kit", &image.spec_kit_version)];
+        listed.into_iter().find_map(|(name, listed)| {
+            let found = self.checks.get(name)?.last()?.0.version.as_ref()?;
+            (Some(found) != listed.as_ref()).then(|| reason::mismatch(name, listed.as_deref(), found))
+        })
+    }
+
+    /// Why something that was proven does not count any more.
+    fn doubted<'a>(&'a self, policy: &'a Policy) -> Option<&'a Reason> {
+        let profile = self.profile.doubted().filter(|_| policy.profile);
+        self.required(policy).find_map(|(_, evidence)| evidence.doubted()).or(profile)
+    }
+
+    fn required<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = (&'a String, &'a CheckEvidence)> {
+        self.checks.iter().filter(|(name, _)| policy.checks.get(*name).is_some_and(|rule| rule.required))
+    }
+
+    fn is_proven(&self, policy: &Policy) -> bool {
+        self.required(policy).all(|(_, evidence)| evidence.is_proven())
+            && (!policy.profile || self.profile.is_proven())
+            && (!policy.image_required || self.image.is_some())
+    }
+
+    /// When the first piece of the proof will be too old.
+    pub(super) fn stale_at(&self, policy: &Policy) -> Option<Mono> {
+        let profile = if policy.profile { self.profile.stale_at(policy.max_age) } else { None };
+        self.required(policy).filter_map(|(_, evidence)| evidence.stale_at(policy.max_age)).chain(profile).min()
+    }
+}
