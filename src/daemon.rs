@@ -9,10 +9,7 @@
 //! The arms of the `select!` only make inputs; what they mean is decided in `verdict`. All tasks live in one `JoinSet`, and
 //! one that ends early stops the gate in good order, because a gate that has lost a part can vouch for nothing.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -26,16 +23,16 @@ use crate::{
         links::{self, LinkState},
     },
     identity::Identity,
-    model::{EdgeReport, Fact, FactKind, IdentityId, ImageReport, Mono, Now, Observation, VersionChange, WorkerName},
-    probe::{self, Runner},
+    model::{EdgeReport, Fact, FactKind, ImageReport, Mono, Now, Observation, VersionChange, WorkerName},
+    probe::{self},
     report::{
         audit::AuditError,
         event::type_of,
-        http::{self, BindError, Progress, Snapshot, WorkerView},
+        http::{self, BindError, Snapshot, WorkerView},
         outbox::{Outbox, Scribe},
     },
-    settings::{BrokerUrl, EdgeKind, OnDrift, Settings, broker_url::AmqpUrl},
-    verdict::{CheckPolicy, FlapPolicy, Gate, Input, Policy, Step},
+    settings::Settings,
+    verdict::{Gate, Input, Step},
     watch::Watcher,
 };
 
@@ -43,10 +40,13 @@ mod channel;
 mod crew;
 mod parts;
 mod reload;
+mod setup;
 
 use crew::Crew;
 use parts::{Parts, Signals};
 pub use reload::Load;
+pub use setup::{Setup, owners, policy};
+use setup::{first_snapshot, supported};
 
 /// The loop looks round at least this often: evidence that went stale while the machine slept is seen at once, and whoever
 /// watches over the gate sees that it lives.
@@ -88,19 +88,6 @@ pub enum DaemonError {
     /// A part of the gate ended, which is a defect.
     #[error("go on: {0} ended early")]
     Defect(String),
-}
-
-/// What a gate is made from.
-#[derive(Debug)]
-pub struct Setup {
-    /// What holds.
-    pub settings: Settings,
-    /// Everybody whom the settings name.
-    pub identities: Vec<Identity>,
-    /// Runs the checks' commands.
-    pub runner: Runner,
-    /// The settings file that was read, if one was.
-    pub file: Option<PathBuf>,
 }
 
 /// How a gate ended that nothing has gone wrong with.
@@ -208,7 +195,8 @@ impl Daemon {
         let mut end: Option<Ending> = None;
         let stop_by = || tokio::time::Instant::now() + STOP_LIMIT;
         loop {
-            let nap = wake_at.map_or(PULSE, |at| at.since(clock::now().mono));
+            // The pulse is soon enough for what is due later.
+            let nap = wake_at.map(|at| at.since(clock::now().mono)).filter(|nap| *nap < PULSE);
             // Cancel-safe: channels, signals and the interval keep what is not taken; the nap is made anew.
             let input = tokio::select! {
                 biased;
@@ -231,7 +219,7 @@ impl Daemon {
                     Input::Stop
                 }
                 _ = pulse.tick() => Input::Tick,
-                () = tokio::time::sleep(nap) => Input::Tick,
+                () = tokio::time::sleep(nap.unwrap_or(PULSE)), if nap.is_some() => Input::Tick,
             };
             let ticked = matches!(input, Input::Tick);
             let now = clock::now();
@@ -348,58 +336,5 @@ fn log(fact: &Fact) {
         | FactKind::GateOffline
         | FactKind::GateSettingsLoaded
         | FactKind::GateSettingsRefused => tracing::debug!(%worker, "{kind}"),
-    }
-}
-
-/// The rules for the verdict.
-pub fn policy(settings: &Settings) -> Policy {
-    let rule = |check: &crate::settings::Check| CheckPolicy {
-        required: check.required,
-        fail_after: check.fail_after,
-        pass_after: check.pass_after,
-    };
-    Policy {
-        max_age: settings.evidence.max_age,
-        checks: settings.checks.iter().map(|(name, check)| (name.clone(), rule(check))).collect(),
-        profile: settings.profile.is_some(),
-        repair: settings.profile.as_ref().is_some_and(|profile| profile.on_drift == OnDrift::Repair),
-        image_required: settings.image.required,
-        flap: FlapPolicy { wait: settings.evidence.flap_wait, max: settings.evidence.flap_max },
-    }
-}
-
-/// Whose checks vouch for whom.
-pub fn owners(identities: &[Identity]) -> Vec<(WorkerName, IdentityId)> {
-    let of = |identity: &Identity| {
-        let id = identity.id;
-        identity.workers.iter().map(move |worker| (worker.clone(), id)).collect::<Vec<_>>()
-    };
-    identities.iter().flat_map(of).collect()
-}
-
-/// The broker's address, if this version can do all that the settings ask for.
-fn supported(settings: &Settings) -> Result<&AmqpUrl, DaemonError> {
-    let unsupported = |key, what| Err(DaemonError::Unsupported { key, what });
-    if settings.workers.iter().any(|worker| matches!(worker.edge, EdgeKind::Feed(_))) {
-        return unsupported("workers.edge", "\"feed\" is not in this version; use \"route\" on RabbitMQ");
-    }
-    if settings.events.mirror_celeryev {
-        return unsupported("events.mirror_celeryev", "it is not in this version; set it to false");
-    }
-    match settings.broker.urls.first() {
-        Some(BrokerUrl::Amqp(url)) => Ok(url),
-        Some(BrokerUrl::Redis(_)) | None => {
-            unsupported("broker.url", "Redis is not in this version; give the address of a RabbitMQ")
-        }
-    }
-}
-
-fn first_snapshot(settings: &Settings) -> Snapshot {
-    let slowest = settings.checks.values().map(|check| check.every + check.timeout).max().unwrap_or_default();
-    Snapshot {
-        workers: Vec::new(),
-        link: Progress { at: None, limit: LINK_LIMIT },
-        checks: Progress { at: None, limit: slowest * 2 },
-        audit: Ok(()),
     }
 }

@@ -13,7 +13,11 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Daemon, Setup, about_gate, first_snapshot, owners, parts::Parts, policy, supported};
+use super::{
+    Daemon, Setup, about_gate,
+    parts::Parts,
+    setup::{first_snapshot, owners, policy, supported},
+};
 use crate::{
     chain::chain,
     clock,
@@ -159,5 +163,75 @@ fn changes(old: &Settings, new: &Settings) -> Changes {
         workers: others,
         checks: new.checks.iter().filter(is_other).map(|(name, _)| name.clone()).collect(),
         profile: wanted(old) != wanted(new),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        model::WorkerName,
+        settings::{Source, load},
+    };
+
+    const TEXT: &str = r#"
+[checks.codex_cli]
+run = [["codex", "--version"]]
+[[workers]]
+name = "a"
+lane = "a"
+intake = { exchange = "codex", type = "direct", keys = ["a"] }
+[[workers]]
+name = "b"
+lane = "b"
+intake = { exchange = "codex", type = "direct", keys = ["b"] }
+"#;
+
+    fn settings(text: &str) -> Settings {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("s.toml");
+        std::fs::write(&file, text).unwrap();
+        load(&Source { file: Some(file), hostname: "h".into(), ..Source::default() }).unwrap().settings
+    }
+
+    fn of(text: &str) -> (Changes, bool) {
+        let (old, new) = (settings(TEXT), settings(text));
+        (changes(&old, &new), concerns_every_edge(&old, &new))
+    }
+
+    #[test]
+    fn a_change_touches_those_whom_it_is_about() {
+        assert_eq!(of(TEXT), (Changes::default(), false));
+        assert_eq!(of(&TEXT.replace("run =", "every = \"7s\"\nrun =")), (Changes::default(), false));
+        let name = WorkerName::new;
+        let (lane, _) = of(&TEXT.replace("lane = \"a\"", "lane = \"c\""));
+        assert_eq!(lane, Changes { workers: [name("a")].into(), ..Changes::default() });
+        let (check, _) = of(&TEXT.replace("--version", "--help"));
+        assert_eq!(check, Changes { checks: ["codex_cli".to_owned()].into(), ..Changes::default() });
+        let (profile, _) = of(&format!("profile.enforce.model = \"x\"\n{TEXT}"));
+        assert_eq!(profile, Changes { profile: true, ..Changes::default() });
+        for all in ["gate.name = \"x\"", "broker.heartbeat = \"7s\"", "events.exchange = \"x\"", "gate.listen = \"\""] {
+            assert!(of(&format!("{all}\n{TEXT}")).1, "{all}");
+        }
+    }
+
+    #[test]
+    fn an_identity_keeps_its_number_and_a_new_one_gets_one_that_nobody_had() {
+        let identity = |id, home: &str| Identity {
+            id: IdentityId(id),
+            user: "me".into(),
+            uid: nix::unistd::Uid::effective(),
+            gid: nix::unistd::Gid::effective(),
+            groups: Vec::new(),
+            home: home.into(),
+            path: String::new(),
+            env: BTreeMap::new(),
+            workers: Vec::new(),
+        };
+        let old = [identity(3, "/a"), identity(4, "/b")];
+        let new = renumbered(vec![identity(0, "/c"), identity(1, "/b"), identity(2, "/d")], &old);
+        assert_eq!(new.iter().map(|identity| identity.id.0).collect::<Vec<_>>(), [5, 4, 6]);
     }
 }

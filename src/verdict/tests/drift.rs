@@ -212,3 +212,57 @@ fn a_required_image_must_be_verified_and_list_what_the_tools_say() {
     gate.step(at(800), version(800, "1.0.1", "f2"));
     assert_eq!(state(&gate), (Admission::Quarantined, Code::ImageMismatch));
 }
+
+#[test]
+fn other_rules_touch_only_what_they_are_about() {
+    let (one, other) = (WorkerName::new("a"), WorkerName::new("b"));
+    let workers = || [(one.clone(), IdentityId(0)), (other.clone(), IdentityId(0))];
+    let rules = policy(1, 1);
+    let mut gate = Gate::new(rules.clone(), workers());
+    for name in [&one, &other] {
+        gate.step(at(100), Input::Edge(name.clone(), EdgeReport::Owned(at(100).mono)));
+    }
+    pass_all(&mut gate, 200);
+    let admissions = |gate: &Gate| -> Vec<_> {
+        gate.records().into_iter().map(|record| (record.worker_name.to_string(), record.admission.unwrap())).collect()
+    };
+    let both = |admission| vec![("a".to_owned(), admission), ("b".to_owned(), admission)];
+    assert_eq!(admissions(&gate), both(Admission::Admitted));
+
+    // Nothing that is proven is asked for otherwise.
+    let step = gate.reconfigure(at(300), rules.clone(), workers(), &Changes::default());
+    assert!(step.wanted.is_empty() && admissions(&gate) == both(Admission::Admitted));
+
+    // One worker has another lane, the other stays as it is.
+    let changes = Changes { workers: [one.clone()].into(), ..Changes::default() };
+    let step = gate.reconfigure(at(400), rules.clone(), workers(), &changes);
+    let held = step.facts.iter().filter(|fact| fact.kind == FactKind::WorkerHeld);
+    let names: Vec<_> = held.map(|fact| fact.record.as_ref().unwrap().worker_name.clone()).collect();
+    assert_eq!(names, std::slice::from_ref(&one));
+    assert_eq!(admissions(&gate), [("a".to_owned(), Admission::Held), ("b".to_owned(), Admission::Admitted)]);
+
+    // It is gone, and the other has a check that runs something else.
+    let changes = Changes { checks: ["codex_cli".to_owned()].into(), ..Changes::default() };
+    let step = gate.reconfigure(at(500), rules.clone(), [(other.clone(), IdentityId(0))], &changes);
+    assert_eq!(step.wanted[0].1.edge, Edge::Shut);
+    let record = gate.records().remove(0);
+    assert_eq!(record.worker_name, other);
+    assert_eq!(record.reason.unwrap().code, Code::SettingsChanged);
+    // Nothing that began before counts.
+    gate.step(at(503), check(503, "codex_cli", true));
+    assert_eq!(gate.records()[0].admission, Some(Admission::Quarantined));
+    gate.step(at(600), check(600, "codex_cli", true));
+    assert_eq!(gate.records()[0].admission, Some(Admission::Admitted));
+
+    // Another identity, and nothing that was proven is about it.
+    let step = gate.reconfigure(at(700), rules.clone(), [(other.clone(), IdentityId(1))], &Changes::default());
+    assert_eq!(step.wanted[0].1.edge, Edge::Shut);
+
+    // A check more, which has never run.
+    let mut gate = admitted(rules.clone());
+    let mut more = rules;
+    more.checks.insert("new".into(), CheckPolicy { required: true, fail_after: 1, pass_after: 1 });
+    let step = gate.reconfigure(at(300), more, [(name(), IdentityId(0))], &Changes::default());
+    assert_eq!(step.wanted[0].1.edge, Edge::Shut);
+    assert_eq!(gate.step(at(400), check(400, "new", true)).wanted[0].1.edge, Edge::Open);
+}

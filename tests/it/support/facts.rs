@@ -31,6 +31,11 @@ pub(crate) struct Fact {
 }
 
 impl Fact {
+    /// About a worker, or the gate `worker-gate@NAME`.
+    fn is_about(&self, whom: &str) -> bool {
+        self.body["worker_name"] == whom || self.body["hostname"] == whom
+    }
+
     /// Its `type`.
     pub(crate) fn kind(&self) -> &str {
         self.body["type"].as_str().unwrap_or_default()
@@ -86,7 +91,7 @@ impl Facts {
         let (index, fact) = eventually(bound, &what, || {
             let all = self.all.lock().unwrap();
             let mut new = all.iter().enumerate().skip(passed);
-            new.find(|(_, f)| f.kind() == kind && f.body["hostname"] == worker).map(|(i, f)| (i, f.clone()))
+            new.find(|(_, f)| f.kind() == kind && f.is_about(worker)).map(|(i, f)| (i, f.clone()))
         });
         self.passed = index + 1;
         fact
