@@ -110,6 +110,8 @@ pub struct Step {
 pub struct Gate {
     policy: Policy,
     workers: BTreeMap<WorkerName, Worker>,
+    /// Nobody wants to be woken before this moment. It may be too early, but never too late.
+    wake_at: Option<Mono>,
 }
 
 impl Gate {
@@ -117,7 +119,7 @@ impl Gate {
     pub fn new(policy: Policy, workers: impl IntoIterator<Item = (WorkerName, IdentityId)>) -> Self {
         let workers =
             workers.into_iter().map(|(name, identity)| (name.clone(), Worker::new(name, identity, &policy))).collect();
-        Self { policy, workers }
+        Self { policy, workers, wake_at: None }
     }
 
     /// Takes one input in and says what follows from it.
@@ -137,6 +139,12 @@ impl Gate {
             Input::Edge(name, report) => {
                 if let Some(worker) = self.workers.get_mut(&name) {
                     worker.edge(now, report, &self.policy, &mut step);
+                    // With a thousand workers, to ask all of them for each answer of the broker's would take longer than
+                    // all else.
+                    let soonest = self.wake_at.into_iter().chain(worker.wake_at(&self.policy)).min();
+                    self.wake_at = soonest;
+                    step.wake_at = soonest;
+                    return step;
                 }
             }
             Input::Tick => {
@@ -150,7 +158,7 @@ impl Gate {
                 }
             }
         }
-        step.wake_at = self.wake_at();
+        step.wake_at = self.soonest();
         step
     }
 
@@ -183,12 +191,13 @@ impl Gate {
             worker.dismiss(now, &self.policy, &mut step);
         }
         self.policy = policy;
-        step.wake_at = self.wake_at();
+        step.wake_at = self.soonest();
         step
     }
 
-    fn wake_at(&self) -> Option<Mono> {
-        self.workers.values().filter_map(|worker| worker.wake_at(&self.policy)).min()
+    fn soonest(&mut self) -> Option<Mono> {
+        self.wake_at = self.workers.values().filter_map(|worker| worker.wake_at(&self.policy)).min();
+        self.wake_at
     }
 
     /// Every worker's record as of now, by name.

@@ -29,6 +29,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long a gate that has never been connected looks for its broker: the two may be started together.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// A thousand shuts take half a second.
+const RUSH_LIMIT: Duration = Duration::from_secs(1);
 /// How often a refusal that time seldom mends is asked for again, once the gate has been connected: while a broker restarts
 /// and imports its definitions, users and virtual hosts are missing for a moment.
 const REFUSALS: u32 = 5;
@@ -42,6 +44,43 @@ pub struct Links {
     pub moves: Link,
     /// Publishes.
     pub publish: Link,
+    /// What goes before everything else on these connections.
+    pub rush: Rush,
+}
+
+/// The opens and shuts that the broker has not confirmed yet. When one edit shuts a thousand edges, nobody's messages are
+/// looked after before the last edge is shut: the broker would have ten times as much to do meanwhile.
+#[derive(Debug)]
+pub struct Rush(watch::Sender<usize>);
+
+impl Default for Rush {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
+}
+
+impl Rush {
+    /// One more, until what is handed back is dropped.
+    pub fn begin(&self) -> Urgent<'_> {
+        self.0.send_modify(|urgent| *urgent += 1);
+        Urgent(&self.0)
+    }
+
+    /// Waits until there is none, but not for long: each has an edge that waits as well. Cancel-safe.
+    pub async fn over(&self) {
+        let mut urgent = self.0.subscribe();
+        let _ = tokio::time::timeout(RUSH_LIMIT, urgent.wait_for(|urgent| *urgent == 0)).await;
+    }
+}
+
+/// An open or a shut under way.
+#[derive(Debug)]
+pub struct Urgent<'a>(&'a watch::Sender<usize>);
+
+impl Drop for Urgent<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|urgent| *urgent -= 1);
+    }
 }
 
 impl Links {
@@ -51,6 +90,7 @@ impl Links {
             control: amqp::connect(broker, &name("control")).await?,
             moves: amqp::connect(broker, &name("moves")).await?,
             publish: amqp::connect(broker, &name("publish")).await?,
+            rush: Rush::default(),
         })
     }
 

@@ -217,6 +217,7 @@ impl Serving<'_> {
         for moving in &self.movers {
             moving.stop.cancel();
         }
+        let urgent = self.links.rush.begin();
         if let Err(fault) = self.topology.shut_edge(&self.control).await {
             // The last resort, and a sure one: the broker shuts the edge when the connection ends.
             self.links.cut();
@@ -227,7 +228,9 @@ impl Serving<'_> {
             // Somebody has deleted the edge exchange, and its bindings with it.
             self.control = topology::open(&self.links.control).await?;
         }
+        drop(urgent);
         ends.tell(&self.route.worker.name, EdgeReport::Is(wanted, clock::now().mono)).await;
+        self.links.rush.over().await;
         let before = self.take_back().await?;
         let (links, worker) = (Arc::clone(self.links), self.route.worker.name.clone());
         let ask = tokio::spawn(async move { celery::exposed(&links, worker.as_str()).await });
@@ -248,14 +251,19 @@ impl Serving<'_> {
         }
         // From the first command on, a fault has something to take away again.
         self.open = true;
+        let urgent = self.links.rush.begin();
         self.topology.open_edge(&self.control).await?;
+        drop(urgent);
         ends.tell(&self.route.worker.name, EdgeReport::Is(wanted, clock::now().mono)).await;
         let mut newer = ends.wanted.clone();
         let before = tokio::select! {
             biased;
             // Nothing but the edge itself may hold up a shut. What has begun ends by itself.
             _ = newer.changed() => return Ok(()),
-            before = self.give_back() => before?,
+            before = async {
+                self.links.rush.over().await;
+                self.give_back().await
+            } => before?,
         };
         self.settling = Some(Settling::new(wanted, before, None));
         self.wake().await
