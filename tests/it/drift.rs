@@ -18,6 +18,7 @@ use crate::support::{
     wait::throughout,
 };
 
+mod codex;
 mod places;
 
 const SOON: Duration = Duration::from_secs(30);
