@@ -20,6 +20,7 @@ use crate::support::{
 
 mod codex;
 mod places;
+mod tools;
 
 const SOON: Duration = Duration::from_secs(30);
 /// Without an event there is a look ten seconds after the last one, and each change here comes right after a look.

@@ -23,7 +23,7 @@ fn installed() -> PathBuf {
 
 /// The folder of the program that PATH leads to.
 #[track_caller]
-fn folder_of(program: &str) -> PathBuf {
+pub(super) fn folder_of(program: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap();
     let found = env::split_paths(&path).map(|folder| folder.join(program)).find(|path| path.is_file());
     found
