@@ -63,16 +63,32 @@ impl Real {
     }
 }
 
-#[test]
-fn codexs_own_writes_stay_and_an_edit_of_its_approval_policy_quarantines() {
+/// A stage with the real Codex CLI; the other tool stays a fake one.
+fn stage() -> (Stage, Real) {
     let (vhost, host) = (vhost(), Host::new("codex"));
     let real = Real::new(&host);
     let tools = host.tool("codex").parent().unwrap().display().to_string();
-    let settings = host.settings(&vhost.url(), LANE);
-    // The other tool stays a fake one.
     fs::remove_file(host.tool("codex")).unwrap();
+    let settings = host.settings(&vhost.url(), LANE);
     let settings = changed(&settings, &format!("{tools}:/usr/bin"), &format!("{}:{tools}:/usr/bin", real.path));
-    let mut stage = Stage::with(host, vhost, &settings, Host::start);
+    (Stage::with(host, vhost, &settings, Host::start), real)
+}
+
+#[test]
+fn what_codex_says_of_a_config_that_it_cannot_use_reaches_nobody_with_the_values_in_it() {
+    let (stage, _) = stage();
+    let file = fs::read_to_string(stage.host.profile()).unwrap();
+    // The enforced key is right, so the check is what fails: Codex names the place, and the value that is wrong there.
+    stage.host.set_profile(&format!("{file}\n[mcp_servers.b]\ncommand = \"b\"\nenv = \"hidden-in-the-profile\"\n"));
+    let record = stage.gate.wait_until(SOON, LANE, "quarantined");
+    assert_eq!(record["reason"]["code"], "check_failed");
+    assert!(record["reason"]["detail"].as_str().unwrap().contains("config.toml"), "{}", record["reason"]);
+    stage.told_no_secret();
+}
+
+#[test]
+fn codexs_own_writes_stay_and_an_edit_of_its_approval_policy_quarantines() {
+    let (mut stage, real) = stage();
     let version = real.codex(&["--version"], "");
     let record = stage.gate.wait_until(SOON, LANE, "admitted");
     println!("{} {}", version.trim(), record["checks"]["codex_cli"]);

@@ -54,7 +54,7 @@ fn what_the_gate_cannot_read_is_drift() {
 }
 
 #[test]
-fn what_the_workers_user_does_not_own_is_drift_for_a_gate_that_is_root() {
+fn what_the_workers_user_does_not_own_or_cannot_read_is_drift_for_a_gate_that_is_root() {
     if !can_be_nobody() {
         return;
     }
@@ -71,6 +71,10 @@ fn what_the_workers_user_does_not_own_is_drift_for_a_gate_that_is_root() {
             "belongs to 0:0 and must belong to 65534",
         ),
         ("chown 65534:0 .codex/config.toml", "chown 65534:65534 .codex/config.toml", "belongs to 65534:0"),
+        // Root reads these, and the worker does not.
+        ("chmod 000 .codex/config.toml", "chmod 600 .codex/config.toml", ".codex/config.toml"),
+        ("chmod 000 .codex", "chmod 700 .codex", ".codex"),
+        ("chown 0 .codex; chmod 700 .codex", "chown 65534 .codex", ".codex"),
     ] {
         let start = Instant::now();
         stage.sh(line, NEVER);
