@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod cli;
+mod drift;
 mod enemy;
 mod events;
 mod guarantees;

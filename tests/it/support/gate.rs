@@ -19,6 +19,9 @@ use super::{
     wait::eventually,
 };
 
+/// The program under test.
+pub(crate) const GATE: &str = env!("CARGO_BIN_EXE_worker-gate");
+
 /// A tool does what the shell text beside it says: the program file itself stays as it is, since a change of it would
 /// be a finding of its own.
 const TOOL: &str = "#!/bin/sh\n. \"$0.sh\"\n";
@@ -164,18 +167,39 @@ intake = {{ {intake} }}
     /// Starts `worker-gate run` with these settings.
     #[track_caller]
     pub(crate) fn start(&self, settings: &str) -> Gate {
+        self.start_by(process::command(GATE), settings)
+    }
+
+    /// Starts it as this user, to whom everything on the host belongs from then on. For root.
+    #[track_caller]
+    pub(crate) fn start_as(&self, uid: u32, settings: &str) -> Gate {
+        self.give_to(uid);
+        let uid = uid.to_string();
+        self.start_by(process::command_as(&["--reuid", &uid, "--regid", &uid, "--clear-groups"], GATE), settings)
+    }
+
+    /// Starts it by a command that ends in the program.
+    #[track_caller]
+    pub(crate) fn start_by(&self, mut command: Command, settings: &str) -> Gate {
         let file = self.write_settings(settings);
-        let mut command = process::command(env!("CARGO_BIN_EXE_worker-gate"));
         self.surround(&mut command);
         command.arg("run").arg("--config").arg(&file);
         Gate { process: Process::start(command, &self.dir.join("log")), settings: file, listen: self.listen }
+    }
+
+    /// Makes everything on the host this user's and group's. For root.
+    #[track_caller]
+    pub(crate) fn give_to(&self, uid: u32) {
+        let mut command = Command::new("chown");
+        command.args(["-hR", &format!("{uid}:{uid}")]).arg(self.dir.path());
+        process::run(command);
     }
 
     /// Runs another subcommand to its end, whatever that is.
     #[track_caller]
     pub(crate) fn command(&self, settings: &str, args: &[&str]) -> Output {
         let file = self.write_settings(settings);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_worker-gate"));
+        let mut command = Command::new(GATE);
         self.surround(&mut command);
         command.args(args).arg("--config").arg(file).output().unwrap()
     }
@@ -309,8 +333,9 @@ impl Gate {
         self.wait_for(bound, worker, &format!("the edge of {worker} is {edge}"), |record| record["edge"] == edge)
     }
 
+    /// Waits until `/workers` shows this worker with a record that is so, and gives that record.
     #[track_caller]
-    fn wait_for(&self, bound: Duration, worker: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_for(&self, bound: Duration, worker: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         eventually(bound, what, || {
             let Some((_, text)) = self.get("/workers") else {
                 assert!(self.is_alive(), "the gate has ended");

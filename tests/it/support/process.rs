@@ -41,8 +41,13 @@ static SPAWNER: LazyLock<Mutex<mpsc::Sender<Request>>> = LazyLock::new(|| {
 /// A command that the kernel kills when the test process ends. `setpriv` sets the signal and becomes the program, so the
 /// process id is the program's own.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
+    command_as(&[], program)
+}
+
+/// The same with more options of `setpriv`, which may make it another user's.
+pub(crate) fn command_as(options: &[&str], program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("/usr/bin/setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program).stdin(Stdio::null());
+    command.args(["--pdeathsig", "KILL"]).args(options).arg("--").arg(program).stdin(Stdio::null());
     command
 }
 
