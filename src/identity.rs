@@ -18,6 +18,10 @@ use crate::{
     settings::{RunAs, Worker},
 };
 
+mod access;
+
+pub(crate) use access::Who;
+
 /// One user's view of the machine, and the workers that it stands for.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -42,6 +46,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// For whom the mode bits count.
+    pub(crate) fn who(&self) -> Who<'_> {
+        Who { uid: self.uid, groups: &self.groups }
+    }
+
     /// Whether the checks of both would run alike.
     pub(crate) fn sees_what(&self, other: &Self) -> bool {
         (self.uid, self.gid, &self.groups, &self.home, &self.path, &self.env)

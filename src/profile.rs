@@ -14,7 +14,7 @@ use std::path::Path;
 use nix::unistd::{Gid, Uid};
 
 use crate::{
-    identity::Identity,
+    identity::{Identity, Who},
     model::WorkerName,
     settings::{Enforced, Profile},
 };
@@ -29,6 +29,7 @@ mod policy;
 mod read;
 mod text;
 mod value;
+pub mod values;
 
 pub use apply::{Applied, ApplyError, apply};
 pub use diff::diff;
@@ -53,6 +54,8 @@ pub struct Target<'a> {
     pub uid: Uid,
     /// Its group.
     pub gid: Gid,
+    /// All groups of the user who must be able to read it.
+    pub groups: &'a [Gid],
     /// Whom the file speaks for; the first one is named in remedies.
     pub workers: &'a [WorkerName],
 }
@@ -67,8 +70,14 @@ impl<'a> Target<'a> {
             home: &identity.home,
             uid: identity.uid,
             gid: identity.gid,
+            groups: &identity.groups,
             workers: &identity.workers,
         }
+    }
+
+    /// Who must be able to read it.
+    pub(crate) fn who(&self) -> Who<'a> {
+        Who { uid: self.uid, groups: self.groups }
     }
 
     /// The command that merges the enforced keys.

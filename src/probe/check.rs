@@ -1,9 +1,10 @@
 //! Runs one check: its commands in turn until one fails, and the version rule.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use nix::unistd::User;
 use semver::Version;
+use tokio::task::spawn_blocking;
 
 use super::{
     command::{Ended, Runner},
@@ -12,6 +13,7 @@ use super::{
 use crate::{
     identity::Identity,
     model::{CheckResult, CheckStatus, Failure, Outcome},
+    secret::{Redactor, Secret},
     settings::Check,
 };
 
@@ -21,9 +23,14 @@ const SHOWN: usize = 500;
 /// What sudo looks up programs in when its sudoers says nothing else.
 const SUDO_PATH: &[&str] = &["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
+/// Reads what a command may quote, on a thread where it may block.
+pub(crate) type Quoted = Arc<dyn Fn() -> Vec<Secret> + Send + Sync>;
+
 /// Runs the check's commands as the identity. Bounded: each command by the check's timeout and some seconds for ending
 /// it. Does not wait for its turn; that is the caller's business.
-pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner) -> CheckResult {
+///
+/// `quoted` is what a command that fails may quote of the identity's own files, and nobody else is to read.
+pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner, quoted: Option<&Quoted>) -> CheckResult {
     let mut result = CheckResult {
         status: CheckStatus::Passed,
         outcome: None,
@@ -39,54 +46,116 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner) -> 
         let found = rule.and_then(|_| find_version(&ended));
         result.version = found.as_ref().map(Version::to_string).or(result.version);
 
+        let passed = ended.outcome == Outcome::ExitCode(0) && (rule.is_none() || found.is_some());
+        let hidden = if passed { Vec::new() } else { values(quoted).await };
+        let redactor = runner.redactor().and(&hidden);
+        let says = Says { argv, ended: &ended, redactor: &redactor };
         let problem = if ended.outcome == Outcome::ExitCode(0) {
             rule.and_then(|rule| {
                 if let Some(found) = &found {
                     return version::unmet(found, &rule.require);
                 }
-                let detail = format!("printed no version, and {} is required{}", rule.require, printed(&ended, runner));
-                Some((detail, by_hand(argv, &ended, identity, runner)))
+                let detail = format!("printed no version, and {} is required{}", rule.require, says.printed());
+                Some((detail, says.by_hand(identity, runner)))
             })
         } else {
-            let remedy = ended.remedy.clone().unwrap_or_else(|| by_hand(argv, &ended, identity, runner));
-            Some((format!("{}{}", ended.detail, printed(&ended, runner)), remedy))
+            let remedy = ended.remedy.clone().unwrap_or_else(|| says.by_hand(identity, runner));
+            Some((format!("{}{}", ended.detail, says.printed()), remedy))
         };
+        let typed = says.typed();
         result.outcome = Some(ended.outcome);
         if let Some((detail, remedy)) = problem {
-            let [detail, remedy] = [detail, remedy].map(|text| single_line(&runner.redactor().redact(&text)));
+            let [detail, remedy] = [detail, remedy].map(|text| single_line(&redactor.redact(&text)));
             result.status = CheckStatus::Failed;
-            result.message = Some(Failure { detail: format!("`{}` {detail}", typed(argv, runner)), remedy });
+            result.message = Some(Failure { detail: format!("`{typed}` {detail}"), remedy });
             break;
         }
     }
     result
 }
 
+async fn values(quoted: Option<&Quoted>) -> Vec<Secret> {
+    let Some(quoted) = quoted.cloned() else { return Vec::new() };
+    match spawn_blocking(move || quoted()).await {
+        Ok(values) => values,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is being shut down.
+        Err(_) => Vec::new(),
+    }
+}
+
 fn find_version(ended: &Ended) -> Option<Version> {
     version::find(&ended.stdout.text()).or_else(|| version::find(&ended.stderr.text()))
 }
 
-/// The end of what the command printed, as the rest of a sentence: its stdout, then its stderr, since either may hold
-/// the cause. Empty if it printed nothing.
-fn printed(ended: &Ended, runner: &Runner) -> String {
-    // Redacted first and shortened then: half a secret has no shape to know it by.
-    let text = runner.redactor().redact(&format!("{}\n{}", ended.stdout.text(), ended.stderr.text()));
-    let mut shown = String::new();
-    for line in text.lines().rev().map(single_line).filter(|line| !line.is_empty()) {
-        if shown.is_empty() {
-            shown = last_chars(&line, SHOWN);
-        } else if shown.chars().count() + line.chars().count() + 3 <= SHOWN {
-            shown = format!("{line} | {shown}");
-        } else {
-            break;
+/// What is told of a command that has ended, without secrets.
+struct Says<'a> {
+    argv: &'a [String],
+    ended: &'a Ended,
+    redactor: &'a Redactor,
+}
+
+impl Says<'_> {
+    /// The end of what the command printed, as the rest of a sentence: its stdout, then its stderr, since either may hold
+    /// the cause. Empty if it printed nothing.
+    fn printed(&self) -> String {
+        let ended = self.ended;
+        // Redacted first and shortened then: half a secret has no shape to know it by.
+        let text = self.redactor.redact(&format!("{}\n{}", ended.stdout.text(), ended.stderr.text()));
+        let mut shown = String::new();
+        for line in text.lines().rev().map(single_line).filter(|line| !line.is_empty()) {
+            if shown.is_empty() {
+                shown = last_chars(&line, SHOWN);
+            } else if shown.chars().count() + line.chars().count() + 3 <= SHOWN {
+                shown = format!("{line} | {shown}");
+            } else {
+                break;
+            }
+        }
+        let total = ended.stdout.total + ended.stderr.total;
+        let is_cut = ended.stdout.is_cut() || ended.stderr.is_cut();
+        match (shown.is_empty(), is_cut) {
+            (true, _) => String::new(),
+            (false, false) => format!(": {shown}"),
+            (false, true) => format!(" and printed {total} bytes, of which the beginning was kept: {shown}"),
         }
     }
-    let total = ended.stdout.total + ended.stderr.total;
-    let is_cut = ended.stdout.is_cut() || ended.stderr.is_cut();
-    match (shown.is_empty(), is_cut) {
-        (true, _) => String::new(),
-        (false, false) => format!(": {shown}"),
-        (false, true) => format!(" and printed {total} bytes, of which the beginning was kept: {shown}"),
+
+    /// The words as one would type them in a shell.
+    fn typed(&self) -> String {
+        let words: Vec<String> = self.argv.iter().map(|word| quoted(&self.redactor.redact(word))).collect();
+        single_line(&self.redactor.redact(&words.join(" ")))
+    }
+
+    /// How to see the failure for oneself: the same command as the same user with the same home and PATH.
+    fn by_hand(&self, identity: &Identity, runner: &Runner) -> String {
+        let login_home = User::from_uid(identity.uid).ok().flatten().map(|user| user.dir);
+        let is_usual_folder = self
+            .ended
+            .program
+            .as_deref()
+            .and_then(Path::parent)
+            .is_none_or(|folder| SUDO_PATH.iter().any(|usual| folder == Path::new(usual)));
+        let mut words = Vec::new();
+        if !runner.is_own_user(identity) {
+            words.extend(["sudo".to_owned(), "-u".to_owned(), quoted(&identity.user), "-H".to_owned()]);
+        }
+        let mut variables = Vec::new();
+        if login_home.as_ref() != Some(&identity.home) {
+            variables.push(quoted(&format!("HOME={}", identity.home.display())));
+        }
+        if !is_usual_folder {
+            variables.push(quoted(&format!("PATH={}", identity.path)));
+        }
+        if !variables.is_empty() {
+            words.push("env".to_owned());
+            words.append(&mut variables);
+        }
+        words.push(self.typed());
+        let names: Vec<&str> = identity.env.keys().map(String::as_str).collect();
+        let with =
+            if names.is_empty() { String::new() } else { format!(", with {} as in workers.env,", names.join(", ")) };
+        format!("run `{}`{with} and mend what it says", words.join(" "))
     }
 }
 
@@ -101,12 +170,6 @@ fn single_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The words as one would type them in a shell.
-fn typed(argv: &[String], runner: &Runner) -> String {
-    let words: Vec<String> = argv.iter().map(|word| quoted(&runner.redactor().redact(word))).collect();
-    single_line(&runner.redactor().redact(&words.join(" ")))
-}
-
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./~-".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
@@ -114,35 +177,6 @@ fn quoted(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
-}
-
-/// How to see the failure for oneself: the same command as the same user with the same home and PATH.
-fn by_hand(argv: &[String], ended: &Ended, identity: &Identity, runner: &Runner) -> String {
-    let login_home = User::from_uid(identity.uid).ok().flatten().map(|user| user.dir);
-    let is_usual_folder = ended
-        .program
-        .as_deref()
-        .and_then(Path::parent)
-        .is_none_or(|folder| SUDO_PATH.iter().any(|usual| folder == Path::new(usual)));
-    let mut words = Vec::new();
-    if !runner.is_own_user(identity) {
-        words.extend(["sudo".to_owned(), "-u".to_owned(), quoted(&identity.user), "-H".to_owned()]);
-    }
-    let mut variables = Vec::new();
-    if login_home.as_ref() != Some(&identity.home) {
-        variables.push(quoted(&format!("HOME={}", identity.home.display())));
-    }
-    if !is_usual_folder {
-        variables.push(quoted(&format!("PATH={}", identity.path)));
-    }
-    if !variables.is_empty() {
-        words.push("env".to_owned());
-        words.append(&mut variables);
-    }
-    words.push(typed(argv, runner));
-    let names: Vec<&str> = identity.env.keys().map(String::as_str).collect();
-    let with = if names.is_empty() { String::new() } else { format!(", with {} as in workers.env,", names.join(", ")) };
-    format!("run `{}`{with} and mend what it says", words.join(" "))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::{
     profile::{
         Target, inspect,
         managed::{self, Managed},
+        values,
     },
     settings::Settings,
 };
@@ -34,6 +35,10 @@ pub fn probes(settings: &Settings) -> impl Fn(&Identity) -> Option<ProfileProbe>
             let (identity, profile, state_dir) = (identity.clone(), profile.clone(), state_dir.clone());
             move || repair(Target::new(&identity, &profile), &state_dir)
         };
+        let values = {
+            let (identity, profile) = (identity.clone(), profile.clone());
+            move || values::values(Target::new(&identity, &profile))
+        };
         Some(ProfileProbe {
             inspect: Arc::new(move || {
                 let target = Target::new(&identity, &profile);
@@ -43,6 +48,7 @@ pub fn probes(settings: &Settings) -> impl Fn(&Identity) -> Option<ProfileProbe>
                 ProfileReport { managed_on, ..report }
             }),
             repair: Arc::new(mend),
+            values: Arc::new(values),
             paths,
             signature: Arc::new(move || Signature::of(&path)),
             every,

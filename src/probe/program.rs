@@ -2,13 +2,11 @@
 
 use std::{
     ffi::OsStr,
-    fs::{File, Metadata},
+    fs::File,
     io::Read,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
-
-use nix::unistd::{Gid, Uid};
 
 use crate::identity::Identity;
 
@@ -30,7 +28,7 @@ pub(crate) fn locate(name: &str, identity: &Identity) -> Located {
         let path = identity.home.join(name);
         return if path.metadata().is_ok() { Located::At(path) } else { Located::Nowhere };
     }
-    let who = Who { uid: identity.uid, groups: &identity.groups };
+    let who = identity.who();
     let mut refused = None;
     // Relative and empty entries mean "wherever you are", which is no place to take a program from.
     for folder in std::env::split_paths(&identity.path).filter(|folder| folder.is_absolute()) {
@@ -47,7 +45,7 @@ pub(crate) fn locate(name: &str, identity: &Identity) -> Located {
 
 /// Whether the mode bits let the identity run the file, or enter the folder.
 pub(crate) fn may_run(identity: &Identity, path: &Path) -> bool {
-    Who { uid: identity.uid, groups: &identity.groups }.may_run(path)
+    identity.who().may_run(path)
 }
 
 /// Whether the identity may enter its home; checks start there.
@@ -72,37 +70,6 @@ pub(crate) fn first_line(script: &Path) -> Option<Vec<u8>> {
     // The kernel looks at no more than this.
     File::open(script).ok()?.take(256).read_to_end(&mut head).ok()?;
     head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next().map(<[u8]>::to_vec)
-}
-
-struct Who<'a> {
-    uid: Uid,
-    groups: &'a [Gid],
-}
-
-impl Who<'_> {
-    /// The execute bit of the file and of every folder on its way, both as written and after its symlinks.
-    fn may_run(&self, path: &Path) -> bool {
-        let physical = path.canonicalize();
-        [Some(path), physical.as_deref().ok()]
-            .into_iter()
-            .flatten()
-            .all(|path| path.ancestors().all(|part| part.metadata().is_ok_and(|part| self.has_execute_bit(&part))))
-    }
-
-    fn has_execute_bit(&self, file: &Metadata) -> bool {
-        let mode = file.mode();
-        if self.uid.is_root() {
-            return file.is_dir() || mode & 0o111 != 0;
-        }
-        let bit = if file.uid() == self.uid.as_raw() {
-            0o100
-        } else if self.groups.iter().any(|gid| gid.as_raw() == file.gid()) {
-            0o010
-        } else {
-            0o001
-        };
-        mode & bit != 0
-    }
 }
 
 #[cfg(test)]

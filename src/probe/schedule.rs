@@ -64,7 +64,10 @@ pub async fn run(schedule: Schedule) {
         let every = check.every;
         let (identity, checks, name, runner) = (identity.clone(), checks.clone(), name.clone(), runner.clone());
         let tool = Tool::new(identity.clone(), check.clone(), name.clone(), &watcher, hashes.clone());
-        let probe = async move |started: Started<'_>| probe_check(&identity, &checks, &name, &runner, started).await;
+        let profile = profile.clone();
+        let probe = async move |started: Started<'_>| {
+            probe_check(&identity, &checks, &name, (&runner, profile.as_ref()), started).await
+        };
         loops.spawn(repeat(every, jitter, again.clone(), observations.clone(), tool, probe));
     }
     if let Some(profile) = profile {
@@ -87,7 +90,7 @@ pub async fn once(
     profile: Option<&ProfileProbe>,
     runner: &Runner,
 ) -> Vec<Observation> {
-    let all = checks.keys().map(|name| probe_check(identity, checks, name, runner, Box::new(|| {})));
+    let all = checks.keys().map(|name| probe_check(identity, checks, name, (runner, profile), Box::new(|| {})));
     let (found, profile) = tokio::join!(futures_util::future::join_all(all), async {
         match profile {
             Some(profile) => inspect(identity.id, profile).await,
@@ -105,14 +108,14 @@ async fn probe_check(
     identity: &Identity,
     checks: &BTreeMap<String, Check>,
     name: &str,
-    runner: &Runner,
+    (runner, profile): (&Runner, Option<&ProfileProbe>),
     started: Started<'_>,
 ) -> Option<Observation> {
     let check = checks.get(name)?;
     let _slot = runner.slot().await;
     started();
     let began = clock::now().mono;
-    let result = check::run(check, identity, runner).await;
+    let result = check::run(check, identity, runner, profile.map(|profile| &profile.values)).await;
     Some(observed(identity.id, began, Finding::Check { name: name.to_owned(), result }))
 }
 

@@ -1,6 +1,6 @@
 //! What the profile is, for the report. It never fails: whatever is wrong becomes a state, a detail and a remedy.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, os::unix::fs::MetadataExt as _, path::Path};
 
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -22,7 +22,10 @@ use crate::model::{Failure, ProfileReport, ProfileState, Written};
 pub fn inspect(target: Target<'_>, managed_on: Option<Timestamp>) -> ProfileReport {
     let report = Report { target, managed_on };
     match read::look(target.path, target.home) {
-        Ok((place, Some(snapshot))) => report.of_file(&shown_path(&place.path()), &snapshot),
+        Ok((place, Some(snapshot))) => {
+            let barrier = target.who().barrier(place.root(), &place.path());
+            report.of_file(&shown_path(&place.path()), &snapshot, barrier.as_deref())
+        }
         Ok((place, None)) => {
             let path = shown_path(&place.path());
             let problem = Failure { detail: format!("{path} does not exist"), remedy: target.apply_command() };
@@ -66,6 +69,21 @@ impl Target<'_> {
     }
 }
 
+impl Target<'_> {
+    /// What is wrong if the gate can read the file and the worker's user cannot.
+    fn barrier_problem(&self, path: &str, barrier: &Path) -> Failure {
+        let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
+        let detail = match shown_path(barrier) {
+            at if at == path => format!("the worker's user ({uid}) may not read {path}"),
+            at => format!("the worker's user ({uid}) may not enter {at}, so it cannot read {path}"),
+        };
+        let at = shell_word(&shown_path(barrier));
+        let is_others = barrier.metadata().is_ok_and(|found| found.uid() != uid);
+        let owner = if is_others { format!("chown {uid}:{gid} {at} && ") } else { String::new() };
+        Failure { detail, remedy: format!("{owner}chmod u+rX {at}") }
+    }
+}
+
 /// What to do about a file that cannot be read.
 pub(super) fn remedy(error: &ReadError, target: &Target<'_>) -> String {
     let apply = target.apply_command();
@@ -83,7 +101,8 @@ pub(super) fn remedy(error: &ReadError, target: &Target<'_>) -> String {
             format!("move {} away, then run: {apply}", shown_path(at))
         }
         ReadError::Locate(LocateError::Blocked { at: path, .. }) | ReadError::Io { path, .. } => {
-            let path = shell_word(&shown_path(path));
+            let barrier = target.home.canonicalize().ok().and_then(|home| target.who().barrier(&home, path));
+            let path = shell_word(&shown_path(barrier.as_deref().unwrap_or(path)));
             format!("run the gate as root or as the worker's user, who must be able to read it: chmod u+rX {path}")
         }
         ReadError::NotAFile { path, .. } | ReadError::TooLarge { path } => {
@@ -116,8 +135,9 @@ impl Report<'_> {
         }
     }
 
-    fn of_file(&self, path: &str, snapshot: &Snapshot) -> ProfileReport {
+    fn of_file(&self, path: &str, snapshot: &Snapshot, barrier: Option<&Path>) -> ProfileReport {
         let mut problems: Vec<Failure> = self.target.owner_problem(path, snapshot).into_iter().collect();
+        problems.extend(barrier.map(|barrier| self.target.barrier_problem(path, barrier)));
         let placeholder = Failure { detail: String::new(), remedy: String::new() };
         let mut report = ProfileReport {
             owner_uid: Some(snapshot.uid),

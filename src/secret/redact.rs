@@ -44,6 +44,12 @@ impl Redactor {
         Self { known: known.into_iter().map(Secret::new).collect() }
     }
 
+    /// One that knows these values as well.
+    #[must_use]
+    pub fn and<'a>(&'a self, secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
+        Self::new(self.known.iter().chain(secrets))
+    }
+
     /// The text without secrets, ANSI escapes and control characters. Line breaks stay (a carriage return becomes one),
     /// tabs become blanks.
     pub fn redact(&self, text: &str) -> String {

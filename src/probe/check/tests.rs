@@ -37,7 +37,8 @@ fn check(run: &[&[&str]], version: Option<(usize, &str)>) -> Check {
 
 async fn result(check: &Check) -> CheckResult {
     let runner = Runner::start([], Redactor::new(&[Secret::new("hunter22")])).unwrap();
-    run(check, &identity(), &runner).await
+    let quoted: Quoted = Arc::new(|| vec![Secret::new("quoted-value")]);
+    run(check, &identity(), &runner, Some(&quoted)).await
 }
 
 fn detail(result: &CheckResult) -> &str {
@@ -94,6 +95,13 @@ async fn messages_are_one_short_line_without_secrets_or_escapes() {
 }
 
 #[tokio::test]
+async fn what_a_failing_command_quotes_of_its_users_files_is_hidden() {
+    let result = result(&check(&[&["sh", "-c", "echo found the string quoted-value; exit 1"]], None)).await;
+    assert!(detail(&result).contains("found the string <hidden>"), "{}", detail(&result));
+    assert!(!format!("{result:?}").contains("quoted-value"));
+}
+
+#[tokio::test]
 async fn the_remedy_is_the_command_as_that_user_would_run_it() {
     let runner = Runner::start([], Redactor::default()).unwrap();
     let argv = ["codex".to_owned(), "login status".to_owned()];
@@ -104,16 +112,16 @@ async fn the_remedy_is_the_command_as_that_user_would_run_it() {
     if runner.is_own_user(&other) {
         return;
     }
-    assert_eq!(
-        by_hand(&argv, &ended, &other, &runner),
-        "run `sudo -u nobody -H codex 'login status'` and mend what it says"
-    );
+    let by_hand = |ended: &Ended, other: &Identity| {
+        Says { argv: &argv, ended, redactor: runner.redactor() }.by_hand(other, &runner)
+    };
+    assert_eq!(by_hand(&ended, &other), "run `sudo -u nobody -H codex 'login status'` and mend what it says");
     ended.program = Some("/opt/codex/bin/codex".into());
     other.home = "/srv/h".into();
     other.path = "/opt/codex/bin:/bin".into();
     other.env.insert("API_KEY".into(), Secret::new("value"));
     assert_eq!(
-        by_hand(&argv, &ended, &other, &runner),
+        by_hand(&ended, &other),
         "run `sudo -u nobody -H env HOME=/srv/h PATH=/opt/codex/bin:/bin codex 'login status'`, with API_KEY as in \
          workers.env, and mend what it says"
     );

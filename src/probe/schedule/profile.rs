@@ -15,7 +15,7 @@ use super::{observed, on_a_blocking_thread, requested};
 use crate::{
     clock,
     model::{Failure, Finding, IdentityId, Mono, Observation, ProfileReport},
-    probe::signature::Signature,
+    probe::{check::Quoted, signature::Signature},
     watch::Subject,
 };
 
@@ -42,6 +42,8 @@ pub struct ProfileProbe {
     pub inspect: Arc<dyn Fn() -> ProfileReport + Send + Sync>,
     /// Merges the enforced keys into the file.
     pub repair: Arc<dyn Fn() -> Result<(), Failure> + Send + Sync>,
+    /// What the file says, so that nobody repeats it.
+    pub(crate) values: Quoted,
     /// What decides the report: when one of these changes, it is inspected at once. Absolute.
     pub paths: Vec<PathBuf>,
     /// Tells cheaply whether it may have changed.

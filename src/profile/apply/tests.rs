@@ -61,6 +61,7 @@ impl Home {
             home: &self.path,
             uid: geteuid(),
             gid: getegid(),
+            groups: &[],
             workers: &self.workers,
         }
     }

@@ -46,6 +46,7 @@ pub(in crate::probe::schedule) fn watched() -> Watched {
     let probe = ProfileProbe {
         inspect: Arc::new(inspect),
         repair: Arc::new(|| Ok(())),
+        values: Arc::new(Vec::new),
         paths: vec![path.clone()],
         signature: Arc::new(move || Signature::of(&path)),
         every: EVERY,
