@@ -35,6 +35,8 @@ enum Ownership {
 #[derive(Debug)]
 struct Pending {
     kind: FactKind,
+    /// What led to it. By the time the fact is told, the checks may have run again.
+    record: Record,
     change: u64,
     seen: Mono,
     tell_at: Mono,
@@ -150,7 +152,7 @@ impl Worker {
                 self.edge_at = Some(now.mono);
                 let told = step.facts.len();
                 self.settle(now, now.mono, policy, step);
-                self.tell(now, None, None, policy, step);
+                self.tell(now, None, None, step);
                 if news && self.admission == Admission::Held && step.facts.len() == told {
                     step.facts.push(fact(FactKind::WorkerHeld, now, self.record(policy)));
                 }
@@ -174,7 +176,7 @@ impl Worker {
             }
             EdgeReport::Settled { change, account, exposed } => {
                 if self.pending.as_ref().is_some_and(|pending| pending.change == change) {
-                    self.tell(now, Some(account), exposed, policy, step);
+                    self.tell(now, Some(account), exposed, step);
                 }
             }
             EdgeReport::Bypass { messages, ways } => {
@@ -188,7 +190,7 @@ impl Worker {
     pub(super) fn tick(&mut self, now: Now, policy: &Policy, step: &mut Step) {
         self.settle(now, now.mono, policy, step);
         if self.pending.as_ref().is_some_and(|pending| now.mono >= pending.tell_at) {
-            self.tell(now, None, None, policy, step);
+            self.tell(now, None, None, step);
         }
     }
 
@@ -224,7 +226,7 @@ impl Worker {
 
     /// This gate no longer has the worker, or not in this way. Its edge shuts by itself.
     pub(super) fn dismiss(&mut self, now: Now, policy: &Policy, step: &mut Step) {
-        self.tell(now, None, None, policy, step);
+        self.tell(now, None, None, step);
         self.admission = Admission::Held;
         self.reason = reason::dismissed();
         step.facts.push(fact(FactKind::WorkerHeld, now, self.record(policy)));
@@ -236,7 +238,7 @@ impl Worker {
         let changed = admission != self.admission;
         if changed {
             // The change before this one is told as it stands; its account will not come any more.
-            self.tell(now, None, None, policy, step);
+            self.tell(now, None, None, step);
         }
         self.admission = admission;
         self.reason = reason;
@@ -261,6 +263,7 @@ impl Worker {
                 Admission::Admitted => FactKind::WorkerAdmitted,
                 Admission::Quarantined => FactKind::WorkerQuarantined,
             },
+            record: self.record(policy),
             change: self.wanted.change,
             seen,
             tell_at: now.mono + ACCOUNT_LIMIT,
@@ -268,7 +271,7 @@ impl Worker {
         step.wanted.push((self.name.clone(), self.wanted));
         if matches!(self.ownership, Ownership::Down(_)) {
             // No edge will answer.
-            self.tell(now, None, None, policy, step);
+            self.tell(now, None, None, step);
         }
     }
 

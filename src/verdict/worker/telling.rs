@@ -10,19 +10,10 @@ use crate::{
 
 impl Worker {
     /// Tells the pending change, with what the edge has said about it so far.
-    pub(super) fn tell(
-        &mut self,
-        now: Now,
-        account: Option<Account>,
-        exposed: Option<Exposed>,
-        policy: &Policy,
-        step: &mut Step,
-    ) {
+    pub(super) fn tell(&mut self, now: Now, account: Option<Account>, exposed: Option<Exposed>, step: &mut Step) {
         let Some(pending) = self.pending.take() else { return };
-        let mut record = self.record(policy);
-        record.account = account;
-        record.exposed = exposed;
-        record.latency_ms = self.edge_at.map(|at| milliseconds(at.since(pending.seen)));
+        let latency_ms = self.edge_at.map(|at| milliseconds(at.since(pending.seen)));
+        let record = Record { edge: Some(self.edge), account, exposed, latency_ms, ..pending.record };
         step.facts.push(fact(pending.kind, now, record));
     }
 
