@@ -62,7 +62,11 @@ impl Default for Rush {
 impl Rush {
     /// One more, until what is handed back is dropped.
     pub fn begin(&self) -> Urgent<'_> {
-        self.0.send_modify(|urgent| *urgent += 1);
+        // Nobody waits for there to be more.
+        self.0.send_if_modified(|urgent| {
+            *urgent += 1;
+            false
+        });
         Urgent(&self.0)
     }
 
@@ -79,7 +83,10 @@ pub struct Urgent<'a>(&'a watch::Sender<usize>);
 
 impl Drop for Urgent<'_> {
     fn drop(&mut self) {
-        self.0.send_modify(|urgent| *urgent -= 1);
+        self.0.send_if_modified(|urgent| {
+            *urgent -= 1;
+            *urgent == 0
+        });
     }
 }
 
