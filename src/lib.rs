@@ -15,9 +15,9 @@
 //! ```
 //!
 //! A newcomer reads [`model`] (the words), [`verdict`] (the decision), [`daemon`] (the loop), then [`edge::route`] (how a way
-//! is opened and shut on RabbitMQ). The rest are rooms of their own: [`probe`] runs checks as the worker's user, [`profile`]
-//! reads and merges the managed config, [`settings`] reads and checks the settings, [`report`] tells what happened,
-//! [`cli`] is the command line, [`amqp`] makes connections.
+//! is opened and shut on RabbitMQ). The rest are rooms of their own: [`probe`] runs checks as the worker's user and knows what
+//! their tools are made of, [`watch`] tells when a file changes, [`profile`] reads and merges the managed config, [`settings`]
+//! reads and checks the settings, [`report`] tells what happened, [`cli`] is the command line, [`amqp`] makes connections.
 //!
 //! # What is absent
 //!
