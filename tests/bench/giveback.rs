@@ -14,7 +14,7 @@ use lapin::{
 
 use crate::{
     bare::Bare,
-    shut::DRIFTED,
+    drift::DRIFTED,
     support::{
         facts::Facts,
         gate::{Host, MANAGED},

@@ -12,6 +12,8 @@ fn main() {
 #[cfg(test)]
 mod bare;
 #[cfg(test)]
+mod drift;
+#[cfg(test)]
 mod giveback;
 #[cfg(test)]
 mod idle;
@@ -22,8 +24,6 @@ mod open;
 #[cfg(test)]
 mod sections;
 #[cfg(test)]
-mod shut;
-#[cfg(test)]
 mod table;
 
 /// The parts of the integration tests that a measurement needs.
@@ -31,6 +31,7 @@ mod table;
 #[path = "../it/support"]
 #[expect(dead_code, reason = "the integration tests use all of it")]
 mod support {
+    pub(crate) mod celery;
     pub(crate) mod facts;
     pub(crate) mod gate;
     pub(crate) mod process;

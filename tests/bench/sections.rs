@@ -2,12 +2,12 @@
 
 use std::{process::exit, time::Instant};
 
-use crate::{giveback, idle, open, shut, table::Table};
+use crate::{drift, giveback, idle, open, table::Table};
 
 type Section = fn() -> Vec<Table>;
 
 const ALL: [(&str, Section); 4] =
-    [("open", open::measure), ("shut", shut::measure), ("giveback", giveback::measure), ("idle", idle::measure)];
+    [("open", open::measure), ("drift", drift::measure), ("giveback", giveback::measure), ("idle", idle::measure)];
 
 pub(crate) fn run() {
     // cargo adds `--bench`.

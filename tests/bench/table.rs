@@ -52,6 +52,10 @@ impl Sample {
         self.at(0.5)
     }
 
+    pub(crate) fn p99(&self) -> f64 {
+        self.at(0.99)
+    }
+
     /// The smallest value that so large a share of all values does not exceed.
     #[expect(
         clippy::cast_possible_truncation,

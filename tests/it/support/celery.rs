@@ -121,7 +121,8 @@ impl App {
         command
     }
 
-    fn python(&self, mut command: Command) -> Command {
+    /// The command, in the surroundings of this application.
+    pub(crate) fn python(&self, mut command: Command) -> Command {
         command
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it"))
             .env("APP_BROKER_URL", &self.url)

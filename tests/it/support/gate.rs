@@ -180,10 +180,16 @@ intake = {{ {intake} }}
 
     /// Starts it by a command that ends in the program.
     #[track_caller]
-    pub(crate) fn start_by(&self, mut command: Command, settings: &str) -> Gate {
+    pub(crate) fn start_by(&self, command: Command, settings: &str) -> Gate {
+        self.start_logging(command, settings, "")
+    }
+
+    /// The same, with a log as this filter has it; "" is the program's own.
+    #[track_caller]
+    pub(crate) fn start_logging(&self, mut command: Command, settings: &str, filter: &str) -> Gate {
         let file = self.write_settings(settings);
         self.surround(&mut command);
-        command.arg("run").arg("--config").arg(&file);
+        command.env("WORKER_GATE_LOG", filter).arg("run").arg("--config").arg(&file);
         Gate { process: Process::start(command, &self.dir.join("log")), settings: file, listen: self.listen }
     }
 
