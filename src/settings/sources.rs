@@ -22,9 +22,9 @@ use super::{
 /// Variables that begin like this are settings.
 pub(super) const PREFIX: &str = "WORKER_GATE__";
 
-/// More than a thousand workers fit in it; a device or a log named by mistake does not. Some checks compare every worker
+/// Three thousand workers fit in it; a device or a log named by mistake does not. Some checks compare every worker
 /// with every other, so that this bounds the time, too.
-const LONGEST_FILE: u64 = 256 * 1024;
+const LONGEST_FILE: u64 = 1024 * 1024;
 
 /// Opens the named file, or the first of the usual ones that is there. An unreadable one is a problem, not skipped:
 /// what it says would silently not hold.
@@ -59,7 +59,7 @@ pub(super) fn file(path: &FilePath, file: File, findings: &mut Findings) -> Opti
         return unusable(findings, whole(path), format!("cannot be read: {error}"), remedy);
     }
     if bytes.len() as u64 > LONGEST_FILE {
-        return unusable(findings, whole(path), "longer than 256 KiB".to_owned(), "is this the settings file?");
+        return unusable(findings, whole(path), "longer than 1 MiB".to_owned(), "is this the settings file?");
     }
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,

@@ -431,7 +431,7 @@ proptest! {
 #[test]
 fn a_file_without_end_is_refused_and_no_more_problems_are_listed_than_anybody_reads() {
     let text = load(&source(Some(FilePath::new("/dev/zero")))).unwrap_err().to_string();
-    assert!(text.contains("longer than 256 KiB"), "{text}");
+    assert!(text.contains("longer than 1 MiB"), "{text}");
     let file = written((0..2000).map(|at| format!("k{at} = 1\n")).collect::<Vec<_>>().concat());
     let problems = load(&source(Some(file.path()))).unwrap_err();
     assert_eq!(problems.iter().count(), 1001);

@@ -27,7 +27,7 @@ use crate::{
 
 mod floor;
 mod producer;
-mod thousand;
+pub(crate) mod thousand;
 mod today;
 
 use floor::Floor;
@@ -44,7 +44,7 @@ const FILTER: &str = "info,lapin=off,lapin::promise=trace";
 const UNBOUND: &str = "Resolving promise. promise=[exchange.unbind]";
 
 pub(crate) fn measure() -> Vec<Table> {
-    vec![edits(), thousand::measure()]
+    vec![edits()]
 }
 
 fn edits() -> Table {

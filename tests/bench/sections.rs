@@ -6,8 +6,13 @@ use crate::{drift, giveback, idle, open, table::Table};
 
 type Section = fn() -> Vec<Table>;
 
-const ALL: [(&str, Section); 4] =
-    [("open", open::measure), ("drift", drift::measure), ("giveback", giveback::measure), ("idle", idle::measure)];
+const ALL: [(&str, Section); 5] = [
+    ("open", open::measure),
+    ("drift", drift::measure),
+    ("thousand", drift::thousand::measure),
+    ("giveback", giveback::measure),
+    ("idle", idle::measure),
+];
 
 pub(crate) fn run() {
     // cargo adds `--bench`.
