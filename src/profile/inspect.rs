@@ -31,6 +31,12 @@ pub fn inspect(target: Target<'_>, managed_on: Option<Timestamp>) -> ProfileRepo
             let problem = Failure { detail: format!("{path} does not exist"), remedy: target.apply_command() };
             report.without_text(path, ProfileState::Missing, problem)
         }
+        // A part of the way went between two looks at it: whoever takes the folder away takes the file away.
+        Err(ReadError::Locate(LocateError::Blocked { errno: Errno::ENOENT, .. })) => {
+            let path = target.expected_path();
+            let problem = Failure { detail: format!("{path} does not exist"), remedy: target.apply_command() };
+            report.without_text(path, ProfileState::Missing, problem)
+        }
         Err(error) => {
             let (path, state) = match &error {
                 ReadError::Io { path, .. } | ReadError::NotAFile { path, .. } | ReadError::TooLarge { path } => {

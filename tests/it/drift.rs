@@ -24,7 +24,7 @@ mod tools;
 
 const SOON: Duration = Duration::from_secs(30);
 /// Without an event there is a look ten seconds after the last one, and each change here comes right after a look.
-const BY_AN_EVENT: Duration = Duration::from_secs(5);
+const BY_AN_EVENT: Duration = Duration::from_secs(9);
 const LANE: &str = "codex-0";
 const NEVER: &str = "never";
 const ON_REQUEST: &str = "on-request";
