@@ -24,7 +24,7 @@ use crate::{
     },
     identity::Identity,
     model::{EdgeReport, Fact, FactKind, ImageReport, Mono, Now, Observation, VersionChange, WorkerName},
-    probe::{self},
+    probe,
     report::{
         audit::AuditError,
         event::type_of,

@@ -157,6 +157,11 @@ impl Fault {
     }
 }
 
+/// Whether the broker has refused with this reply code, such as 404 NOT_FOUND or 405 RESOURCE_LOCKED.
+pub(crate) fn is_refusal(error: &lapin::Error, code: u16) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(refusal) if refusal.get_id() == code)
+}
+
 /// Awaits a command's answer, but not for ever: lapin has no timeouts, and waits as long as the broker is silent.
 pub(crate) async fn within<T>(doing: &str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Fault> {
     match tokio::time::timeout(COMMAND_TIMEOUT, answer).await {

@@ -1,6 +1,6 @@
 //! Runs one check: its commands in turn until one fails, and the version rule.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{borrow::Cow, path::Path, sync::Arc, time::Duration};
 
 use nix::unistd::User;
 use semver::Version;
@@ -47,8 +47,11 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner, quo
         result.version = found.as_ref().map(Version::to_string).or(result.version);
 
         let passed = ended.outcome == Outcome::ExitCode(0) && (rule.is_none() || found.is_some());
-        let hidden = if passed { Vec::new() } else { values(quoted).await };
-        let redactor = runner.redactor().and(&hidden);
+        let redactor = if passed {
+            Cow::Borrowed(runner.redactor())
+        } else {
+            Cow::Owned(runner.redactor().and(&values(quoted).await))
+        };
         let says = Says { argv, ended: &ended, redactor: &redactor };
         let problem = if ended.outcome == Outcome::ExitCode(0) {
             rule.and_then(|rule| {
@@ -62,12 +65,13 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner, quo
             let remedy = ended.remedy.clone().unwrap_or_else(|| says.by_hand(identity, runner));
             Some((format!("{}{}", ended.detail, says.printed()), remedy))
         };
-        let typed = says.typed();
-        result.outcome = Some(ended.outcome);
         if let Some((detail, remedy)) = problem {
             let [detail, remedy] = [detail, remedy].map(|text| single_line(&redactor.redact(&text)));
             result.status = CheckStatus::Failed;
-            result.message = Some(Failure { detail: format!("`{typed}` {detail}"), remedy });
+            result.message = Some(Failure { detail: format!("`{}` {detail}", says.typed()), remedy });
+        }
+        result.outcome = Some(ended.outcome);
+        if result.message.is_some() {
             break;
         }
     }

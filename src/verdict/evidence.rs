@@ -9,6 +9,24 @@ use crate::model::{
     CheckRecord, CheckResult, CheckStatus, Mono, Observation, ProfileReport, ProfileState, Reason, Tool,
 };
 
+/// Why what was proven does not count, and from when on a look counts again.
+#[derive(Debug, Clone, Default)]
+struct Doubt {
+    reason: Option<Reason>,
+    since: Option<Mono>,
+}
+
+impl Doubt {
+    fn raised(reason: Reason, since: Mono) -> Self {
+        Self { reason: Some(reason), since: Some(since) }
+    }
+
+    /// Whether a look that began then is about something that is no longer there.
+    fn outdates(&self, started: Mono) -> bool {
+        self.since.is_some_and(|since| started < since)
+    }
+}
+
 /// The history of one check, as far as it matters.
 #[derive(Debug, Clone, Default)]
 pub(super) struct CheckEvidence {
@@ -21,10 +39,7 @@ pub(super) struct CheckEvidence {
     proven: bool,
     /// When the newest pass that counts began. A look says nothing about what happened after it began.
     passed_at: Option<Mono>,
-    /// What was found before this moment is about something that is no longer there.
-    valid_since: Option<Mono>,
-    /// Why what was proven does not count, until the check has said something new.
-    doubt: Option<Reason>,
+    doubt: Doubt,
     /// The tool as the last result that knew its version, or passed, was about it.
     tool: Option<Tool>,
 }
@@ -39,7 +54,7 @@ impl CheckEvidence {
         policy: CheckPolicy,
         owned: Option<Mono>,
     ) -> Option<(Tool, Tool)> {
-        if self.valid_since.is_some_and(|since| seen.started < since) {
+        if self.doubt.outdates(seen.started) {
             return None;
         }
         match result.status {
@@ -66,7 +81,7 @@ impl CheckEvidence {
             }
         }
         if self.proven || self.unfit {
-            self.doubt = None;
+            self.doubt.reason = None;
         }
         self.last = Some((result.clone(), seen.at));
         self.change_of_tool(result)
@@ -85,12 +100,11 @@ impl CheckEvidence {
     /// What was proven no longer counts, for this reason, and what was found before `since` will not count either.
     pub(super) fn doubt(&mut self, reason: Reason, since: Mono) {
         self.void();
-        self.valid_since = Some(since);
-        self.doubt = Some(reason);
+        self.doubt = Doubt::raised(reason, since);
     }
 
     pub(super) fn doubted(&self) -> Option<&Reason> {
-        self.doubt.as_ref()
+        self.doubt.reason.as_ref()
     }
 
     /// What was proven no longer counts: the gate has just come to own the worker. A failure is still a failure.
@@ -140,10 +154,7 @@ impl CheckEvidence {
 pub(super) struct ProfileEvidence {
     last: Option<ProfileReport>,
     managed_at: Option<Mono>,
-    /// What was found before this moment was judged by other rules.
-    valid_since: Option<Mono>,
-    /// Why what was proven does not count, until the profile has been looked at again.
-    doubt: Option<Reason>,
+    doubt: Doubt,
 }
 
 impl ProfileEvidence {
@@ -154,11 +165,12 @@ impl ProfileEvidence {
         seen: &Observation,
         owned: Option<Mono>,
     ) -> Option<ProfileReport> {
-        if self.valid_since.is_none_or(|since| seen.started >= since) {
-            self.doubt = None;
+        let is_outdated = self.doubt.outdates(seen.started);
+        if !is_outdated {
+            self.doubt.reason = None;
         }
-        let owned = owned.max(self.valid_since).filter(|_| owned.is_some());
-        let counts = report.state == ProfileState::Managed && owned.is_some_and(|owned| seen.started >= owned);
+        let is_ours = owned.is_some_and(|owned| seen.started >= owned);
+        let counts = report.state == ProfileState::Managed && is_ours && !is_outdated;
         self.managed_at = counts.then_some(seen.started);
         self.last.replace(report.clone())
     }
@@ -170,12 +182,11 @@ impl ProfileEvidence {
     /// As [`CheckEvidence::doubt`].
     pub(super) fn doubt(&mut self, reason: Reason, since: Mono) {
         self.void();
-        self.valid_since = Some(since);
-        self.doubt = Some(reason);
+        self.doubt = Doubt::raised(reason, since);
     }
 
     pub(super) fn doubted(&self) -> Option<&Reason> {
-        self.doubt.as_ref()
+        self.doubt.reason.as_ref()
     }
 
     pub(super) fn last(&self) -> Option<&ProfileReport> {

@@ -215,7 +215,7 @@ impl Mover {
         };
         let (consume, consumer) = (self.consume, self.consumer);
         if in_flight.is_empty() && in_hand.is_empty() {
-            // Nothing has to be put back, so nobody has to wait for it. A thousand edges open in half the time.
+            // Nothing has to be put back, so nobody has to wait for it.
             tokio::spawn(async move {
                 let _ = within("stop consuming", consume.close(200, "done".into())).await;
                 drop(consumer);

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{names::Names, topology::Topology};
 use crate::edge::{
-    fault::{Fault, within},
+    fault::{Fault, is_refusal, within},
     links::Links,
 };
 
@@ -41,7 +41,7 @@ pub(super) async fn own(
         within("own the worker", control.queue_declare(names.owner.clone(), options, FieldTable::default())).await;
     match declared {
         Ok(_) => {}
-        Err(Fault::Command { error, .. }) if is_locked(&error) => {
+        Err(Fault::Command { error, .. }) if is_refusal(&error, 405) => {
             return Err(owned(ask(links, names).await.ok().flatten().unwrap_or_else(nobody)));
         }
         Err(fault) => return topology.refine(Err(fault), &names.owner),
@@ -53,11 +53,6 @@ pub(super) async fn own(
         FieldTable::default(),
     );
     within("hear the owner queue", listen).await
-}
-
-/// 405 RESOURCE_LOCKED.
-fn is_locked(error: &lapin::Error) -> bool {
-    matches!(error.kind(), lapin::ErrorKind::ProtocolError(refusal) if refusal.get_id() == 405)
 }
 
 fn nobody() -> String {

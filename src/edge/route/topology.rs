@@ -13,7 +13,7 @@ use lapin::{
 use super::names::Names;
 use crate::{
     amqp::Link,
-    edge::fault::{Fault, within},
+    edge::fault::{Fault, is_refusal, within},
     settings::{IntakeType, RouteIntake, Worker},
 };
 
@@ -127,7 +127,7 @@ impl Topology<'_> {
             self.refine(within("shut the edge", unbind).await, &self.names.edge)
         };
         match try_join_all(self.intake.keys.iter().map(unbind)).await {
-            Err(Fault::Command { error, .. }) if is_not_found(&error) => Ok(()),
+            Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(()),
             unbound => unbound.map(drop),
         }
     }
@@ -266,11 +266,6 @@ pub(super) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<
 async fn count(channel: &Channel, queue: &ShortString) -> Result<lapin::Queue, Fault> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     within("count a queue", channel.queue_declare(queue.clone(), options, FieldTable::default())).await
-}
-
-/// 404 NOT_FOUND.
-pub(super) fn is_not_found(error: &lapin::Error) -> bool {
-    matches!(error.kind(), lapin::ErrorKind::ProtocolError(refusal) if refusal.get_id() == 404)
 }
 
 /// A new channel.
