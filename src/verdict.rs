@@ -27,6 +27,7 @@ use crate::model::{
 mod evidence;
 mod flap;
 mod reason;
+mod recheck;
 mod repair;
 mod worker;
 
@@ -34,6 +35,7 @@ mod worker;
 mod tests;
 
 pub use flap::FlapPolicy;
+use recheck::Rechecks;
 use worker::Worker;
 
 /// The rules that all workers of a gate share.
@@ -110,6 +112,7 @@ pub struct Step {
 pub struct Gate {
     policy: Policy,
     workers: BTreeMap<WorkerName, Worker>,
+    rechecks: Rechecks,
     /// Nobody wants to be woken before this moment. It may be too early, but never too late.
     wake_at: Option<Mono>,
 }
@@ -119,7 +122,7 @@ impl Gate {
     pub fn new(policy: Policy, workers: impl IntoIterator<Item = (WorkerName, IdentityId)>) -> Self {
         let workers =
             workers.into_iter().map(|(name, identity)| (name.clone(), Worker::new(name, identity, &policy))).collect();
-        Self { policy, workers, wake_at: None }
+        Self { policy, workers, rechecks: Rechecks::default(), wake_at: None }
     }
 
     /// Takes one input in and says what follows from it.
@@ -141,9 +144,8 @@ impl Gate {
                     worker.edge(now, report, &self.policy, &mut step);
                     // With a thousand workers, to ask all of them for each answer of the broker's would take longer than
                     // all else.
-                    let soonest = self.wake_at.into_iter().chain(worker.wake_at(&self.policy)).min();
-                    self.wake_at = soonest;
-                    step.wake_at = soonest;
+                    self.wake_at = self.wake_at.into_iter().chain(worker.wake_at(&self.policy)).min();
+                    self.recheck(now, &mut step);
                     return step;
                 }
             }
@@ -158,7 +160,7 @@ impl Gate {
                 }
             }
         }
-        step.wake_at = self.soonest();
+        self.look_round(now, &mut step);
         step
     }
 
@@ -191,13 +193,21 @@ impl Gate {
             worker.dismiss(now, &self.policy, &mut step);
         }
         self.policy = policy;
-        step.wake_at = self.soonest();
+        self.look_round(now, &mut step);
         step
     }
 
-    fn soonest(&mut self) -> Option<Mono> {
+    fn look_round(&mut self, now: Now, step: &mut Step) {
         self.wake_at = self.workers.values().filter_map(|worker| worker.wake_at(&self.policy)).min();
-        self.wake_at
+        self.recheck(now, step);
+    }
+
+    /// Lets the requests through whose time has come, and says when to call again.
+    fn recheck(&mut self, now: Now, step: &mut Step) {
+        self.rechecks.ask(std::mem::take(&mut step.recheck));
+        let workers = |identity| self.workers.values().filter(|worker| worker.identity() == identity).count();
+        step.recheck = self.rechecks.due(now.mono, workers);
+        step.wake_at = self.wake_at.into_iter().chain(self.rechecks.wake_at()).min();
     }
 
     /// Every worker's record as of now, by name.

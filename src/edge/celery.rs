@@ -1,29 +1,38 @@
 //! Asks a Celery worker over its remote control (FACTS.md, "Celery's wire"). No edge depends on an answer: users turn remote
 //! control off, and an idle worker may have lost its mailbox without noticing (celery#9237).
+//!
+//! What is for one worker goes straight to its mailbox. The fanout exchange in front of all mailboxes would have every
+//! worker of the virtual host read it, does not exist before the first worker does, and says nothing of one that is away.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, ExchangeKind,
-    options::{BasicConsumeOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueDeclareOptions},
+    BasicProperties, Channel, Confirmation, Consumer,
+    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     fault::{Fault, within},
     links::Links,
 };
-use crate::model::{Exposed, ExposedTask};
+use crate::{
+    amqp::Link,
+    model::{Exposed, ExposedTask, WorkerName},
+};
 
-/// Where all workers of all Celery apps on one virtual host listen; fanout, not durable.
-const PIDBOX: &str = "celery.pidbox";
 /// For a worker to answer. A round trip takes 20 to 30 ms (FACTS.md); a worker whose main process is busy takes longer.
 const ANSWER_LIMIT: Duration = Duration::from_millis(800);
+/// With this header kombu's answers say what they answer.
+const TICKET: &str = "ticket";
 
 /// A command without an answer.
 #[derive(Debug, Clone, Copy)]
@@ -36,45 +45,49 @@ pub(super) enum Command {
     Shutdown,
 }
 
+/// Whether there was a mailbox to put something into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Delivered,
+    NoMailbox,
+}
+
 /// Sends a command to one worker.
-pub(super) async fn send(links: &Links, worker: &str, lane: &str, command: Command) -> Result<(), Fault> {
+pub(super) async fn send(links: &Links, worker: &WorkerName, lane: &str, command: Command) -> Result<Sent, Fault> {
     let (method, arguments) = match command {
         Command::CancelConsumer => ("cancel_consumer", json!({ "queue": lane })),
         Command::AddConsumer => ("add_consumer", json!({ "queue": lane })),
         Command::Shutdown => ("shutdown", json!({})),
     };
-    publish(links, &[request(worker, method, &arguments, None)]).await
+    let remote = links.remote().await?;
+    remote.post(&Node::of(worker), method, &arguments, &ticket(), None).await
 }
 
 /// What the worker has prefetched or started.
-pub(super) async fn exposed(links: &Links, worker: &str) -> Exposed {
-    match tokio::time::timeout(ANSWER_LIMIT, ask(links, worker)).await {
-        Ok(Ok(tasks)) => Exposed::Tasks(tasks),
+pub(super) async fn exposed(links: &Links, worker: &WorkerName) -> Exposed {
+    let node = Node::of(worker);
+    match tokio::time::timeout(ANSWER_LIMIT, ask(links, &node)).await {
+        Ok(Ok(Some(tasks))) => Exposed::Tasks(tasks),
+        Ok(Ok(None)) => Exposed::Unknown(format!(
+            "the worker has no mailbox {}; it is away, or has its remote control turned off",
+            node.mailbox
+        )),
         Ok(Err(fault)) => Exposed::Unknown(format!("failed to ask the worker: {fault}")),
         Err(_) => Exposed::Unknown(format!(
-            "the worker did not answer within {} ms; it may be away, busy, or have its remote control turned off",
+            "the worker did not answer within {} ms; it may be busy, or just gone",
             ANSWER_LIMIT.as_millis()
         )),
     }
 }
 
-async fn ask(links: &Links, worker: &str) -> Result<Vec<ExposedTask>, Fault> {
-    let doing = "ask a worker";
-    let ears = within(doing, links.moves.connection().create_channel()).await?;
-    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let queue = within(doing, ears.queue_declare(ShortString::default(), options, FieldTable::default())).await?;
-    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let listen = ears.basic_consume(queue.name().clone(), ShortString::default(), options, FieldTable::default());
-    let mut answers = within(doing, listen).await?;
-    let reply_to = Some(queue.name().as_str());
-    let nothing = json!({});
+/// `None` if the worker has no mailbox.
+async fn ask(links: &Links, node: &Node) -> Result<Option<Vec<ExposedTask>>, Fault> {
+    let remote = links.remote().await?;
     // `active` is asked last: a task that moves from reserved to active in between is then seen twice rather than never.
-    let questions = [request(worker, "reserved", &nothing, reply_to), request(worker, "active", &nothing, reply_to)];
-    publish(links, &questions).await?;
+    let (reserved, active) = tokio::try_join!(biased; remote.ask(node, "reserved"), remote.ask(node, "active"))?;
+    let (Some(reserved), Some(active)) = (reserved, active) else { return Ok(None) };
     let mut tasks = BTreeMap::new();
-    for active in [false, true] {
-        let Some(Ok(answer)) = answers.next().await else { break };
-        let answer: Value = serde_json::from_slice(&answer.data).unwrap_or_default();
+    for (answer, active) in [(reserved, false), (active, true)] {
         let found =
             answer.as_object().into_iter().flat_map(|nodes| nodes.values()).filter_map(Value::as_array).flatten();
         for task in found {
@@ -82,45 +95,139 @@ async fn ask(links: &Links, worker: &str) -> Result<Vec<ExposedTask>, Fault> {
             tasks.insert(text("id"), ExposedTask { id: text("id"), name: text("name"), active });
         }
     }
-    let _ = within(doing, ears.close(200, "done".into())).await;
-    Ok(tasks.into_values().collect())
+    Ok(Some(tasks.into_values().collect()))
 }
 
-/// One message as kombu's pidbox reads it. The answer comes by the anonymous exchange, straight to our queue.
-fn request(worker: &str, method: &str, arguments: &Value, reply_to: Option<&str>) -> Vec<u8> {
-    // celery/utils/nodenames.py: what has no @ is the host of a node called celery.
-    let node = if worker.contains('@') { worker.to_owned() } else { format!("celery@{worker}") };
-    json!({
-        "method": method,
-        "arguments": arguments,
-        "destination": [node],
-        "pattern": null,
-        "matcher": null,
-        "ticket": uuid::Uuid::new_v4().to_string(),
-        "reply_to": reply_to.map(|queue| json!({ "exchange": "", "routing_key": queue })),
-    })
-    .to_string()
-    .into_bytes()
+/// A worker as Celery knows it.
+struct Node {
+    name: String,
+    /// The queue that it declares for itself (kombu/pidbox.py).
+    mailbox: ShortString,
 }
 
-async fn publish(links: &Links, requests: &[Vec<u8>]) -> Result<(), Fault> {
-    let doing = "send to Celery's remote control";
-    // A channel of its own: publishing to an exchange that no worker has declared yet would end a shared one.
-    let mouth = within(doing, links.publish.connection().create_channel()).await?;
-    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    within(doing, mouth.exchange_declare(PIDBOX.into(), ExchangeKind::Fanout, passive, FieldTable::default())).await?;
-    let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + ANSWER_LIMIT;
-    let mut headers = FieldTable::default();
-    headers.insert("clock".into(), AMQPValue::LongLongInt(1));
-    headers.insert("expires".into(), AMQPValue::Double(expires.as_secs_f64()));
-    for request in requests {
+impl Node {
+    fn of(worker: &WorkerName) -> Self {
+        // celery/utils/nodenames.py: what has no @ is the host of a node called celery.
+        let worker = worker.as_str();
+        let name = if worker.contains('@') { worker.to_owned() } else { format!("celery@{worker}") };
+        let mailbox = format!("{name}.celery.pidbox").into();
+        Self { name, mailbox }
+    }
+}
+
+/// The way to all mailboxes and the one queue for all answers.
+#[derive(Debug)]
+pub(super) struct Remote {
+    mouth: Channel,
+    reply_to: ShortString,
+    asked: Arc<Asked>,
+    ears: AbortOnDropHandle<()>,
+}
+
+/// Who waits for an answer, by ticket.
+type Asked = Mutex<HashMap<String, oneshot::Sender<Value>>>;
+
+impl Remote {
+    pub(super) async fn open(moves: &Link, publish: &Link) -> Result<Self, Fault> {
+        let doing = "listen for Celery's remote control";
+        let ears = within(doing, moves.connection().create_channel()).await?;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let queue = within(doing, ears.queue_declare(ShortString::default(), options, FieldTable::default())).await?;
+        let reply_to = queue.name().clone();
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let listen = ears.basic_consume(reply_to.clone(), ShortString::default(), options, FieldTable::default());
+        let answers = within(doing, listen).await?;
+        let mouth = within(doing, publish.connection().create_channel()).await?;
+        within(doing, mouth.confirm_select(ConfirmSelectOptions::default())).await?;
+        let asked = Arc::<Asked>::default();
+        let ears = AbortOnDropHandle::new(tokio::spawn(hear(answers, Arc::clone(&asked))));
+        Ok(Self { mouth, reply_to, asked, ears })
+    }
+
+    pub(super) fn works(&self) -> bool {
+        self.mouth.status().connected() && !self.ears.is_finished()
+    }
+
+    /// `None` if the worker has no mailbox.
+    async fn ask(&self, node: &Node, method: &str) -> Result<Option<Value>, Fault> {
+        let (ticket, (waiting, answer)) = (ticket(), oneshot::channel());
+        lock(&self.asked).insert(ticket.clone(), waiting);
+        let _forget = Forget { asked: &self.asked, ticket: &ticket };
+        match self.post(node, method, &json!({}), &ticket, Some(&self.reply_to)).await? {
+            Sent::NoMailbox => Ok(None),
+            Sent::Delivered => {
+                answer.await.map(Some).map_err(|_| Fault::Silent { doing: "hear Celery's remote control".to_owned() })
+            }
+        }
+    }
+
+    /// One message as kombu's pidbox reads it. The answer comes by the anonymous exchange, straight to our queue.
+    async fn post(
+        &self,
+        node: &Node,
+        method: &str,
+        arguments: &Value,
+        ticket: &str,
+        reply_to: Option<&ShortString>,
+    ) -> Result<Sent, Fault> {
+        let doing = "send to Celery's remote control";
+        let body = json!({
+            "method": method,
+            "arguments": arguments,
+            "destination": [node.name],
+            "pattern": null,
+            "matcher": null,
+            TICKET: ticket,
+            "reply_to": reply_to.map(|queue| json!({ "exchange": "", "routing_key": queue.as_str() })),
+        })
+        .to_string();
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + ANSWER_LIMIT;
+        let mut headers = FieldTable::default();
+        headers.insert("clock".into(), AMQPValue::LongLongInt(1));
+        headers.insert("expires".into(), AMQPValue::Double(expires.as_secs_f64()));
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_content_encoding("utf-8".into())
             .with_delivery_mode(1)
-            .with_headers(headers.clone());
-        let options = BasicPublishOptions::default();
-        within(doing, mouth.basic_publish(PIDBOX.into(), ShortString::default(), options, request, properties)).await?;
+            .with_headers(headers);
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let exchange = ShortString::default();
+        let posting = self.mouth.basic_publish(exchange, node.mailbox.clone(), options, body.as_bytes(), properties);
+        match within(doing, within(doing, posting).await?).await? {
+            Confirmation::Ack(None) => Ok(Sent::Delivered),
+            Confirmation::Ack(Some(_)) => Ok(Sent::NoMailbox),
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(Fault::Silent { doing: doing.to_owned() }),
+        }
     }
-    within(doing, mouth.close(200, "done".into())).await
+}
+
+/// Hands every answer to whoever asked; one that comes too late to nobody.
+async fn hear(mut answers: Consumer, asked: Arc<Asked>) {
+    while let Some(Ok(answer)) = answers.next().await {
+        let headers = answer.properties.headers().as_ref();
+        let Some(ticket) = headers.and_then(|headers| headers.inner().get(TICKET)?.as_long_string()) else { continue };
+        if let Some(waiting) = lock(&asked).remove(&ticket.to_string()) {
+            let _ = waiting.send(serde_json::from_slice(&answer.data).unwrap_or_default());
+        }
+    }
+}
+
+/// Whoever does not wait any more is asked for no more.
+struct Forget<'a> {
+    asked: &'a Asked,
+    ticket: &'a str,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(self.asked).remove(self.ticket);
+    }
+}
+
+fn lock(asked: &Asked) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Value>>> {
+    asked.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ticket() -> String {
+    uuid::Uuid::new_v4().to_string()
 }

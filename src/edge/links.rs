@@ -11,12 +11,12 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::select_all};
 use tokio::{
-    sync::watch,
+    sync::{Mutex, Semaphore, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::fault::Fault;
+use super::{celery::Remote, fault::Fault};
 use crate::{
     amqp::{self, ConnectError, Link, Retry},
     model::Reason,
@@ -35,6 +35,11 @@ const RUSH_LIMIT: Duration = Duration::from_secs(1);
 /// and imports its definitions, users and virtual hosts are missing for a moment.
 const REFUSALS: u32 = 5;
 
+/// So many opens and shuts at once are a rush. Fewer are confirmed before anything that is held back for them could begin.
+const RUSH: usize = 16;
+/// So many edges are made ready at once. Each takes up to three channels on `control` meanwhile, and a connection has 2,047.
+const MADE_READY: usize = 32;
+
 /// The connections of one link-up.
 #[derive(Debug)]
 pub struct Links {
@@ -46,6 +51,10 @@ pub struct Links {
     pub publish: Link,
     /// What goes before everything else on these connections.
     pub rush: Rush,
+    /// A permit for each edge that is made ready.
+    pub(super) ready: Semaphore,
+    /// The way to Celery's workers, made when it is first needed.
+    remote: Mutex<Option<Arc<Remote>>>,
 }
 
 /// The opens and shuts that the broker has not confirmed yet. When one edit shuts a thousand edges, nobody's messages are
@@ -70,10 +79,10 @@ impl Rush {
         Urgent(&self.0)
     }
 
-    /// Waits until there is none, but not for long: each has an edge that waits as well. Cancel-safe.
+    /// Waits until there is no rush, but not for long: each has an edge that waits as well. Cancel-safe.
     pub async fn over(&self) {
         let mut urgent = self.0.subscribe();
-        let _ = tokio::time::timeout(RUSH_LIMIT, urgent.wait_for(|urgent| *urgent == 0)).await;
+        let _ = tokio::time::timeout(RUSH_LIMIT, urgent.wait_for(|urgent| *urgent < RUSH)).await;
     }
 }
 
@@ -85,7 +94,7 @@ impl Drop for Urgent<'_> {
     fn drop(&mut self) {
         self.0.send_if_modified(|urgent| {
             *urgent -= 1;
-            *urgent == 0
+            *urgent < RUSH
         });
     }
 }
@@ -98,7 +107,20 @@ impl Links {
             moves: amqp::connect(broker, &name("moves")).await?,
             publish: amqp::connect(broker, &name("publish")).await?,
             rush: Rush::default(),
+            ready: Semaphore::new(MADE_READY),
+            remote: Mutex::default(),
         })
+    }
+
+    /// The way to Celery's workers.
+    pub(super) async fn remote(&self) -> Result<Arc<Remote>, Fault> {
+        let mut remote = self.remote.lock().await;
+        if let Some(remote) = remote.as_ref().filter(|remote| remote.works()) {
+            return Ok(Arc::clone(remote));
+        }
+        let made = Arc::new(Remote::open(&self.moves, &self.publish).await?);
+        *remote = Some(Arc::clone(&made));
+        Ok(made)
     }
 
     /// Ends all of them at once; the broker shuts every edge that this gate held open.

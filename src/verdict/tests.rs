@@ -385,3 +385,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn requests_for_checks_are_folded_by_the_number_of_workers_that_hear_of_the_findings() {
+    let workers = (0..500).map(|n| (WorkerName::new(&format!("codex-{n}")), IdentityId(0)));
+    let mut gate = Gate::new(policy(1, 1), workers.chain([(name(), IdentityId(1))]));
+    let owned = |name: WorkerName, ms| Input::Edge(name, EdgeReport::Owned(at(ms).mono));
+    let crowd = |n, ms| owned(WorkerName::new(&format!("codex-{n}")), ms);
+    assert_eq!(gate.step(at(10), crowd(0, 10)).recheck, [IdentityId(0)].into(), "the first is answered at once");
+    for n in 1..500 {
+        let step = gate.step(at(20), crowd(n, 20));
+        assert!(step.recheck.is_empty());
+        assert_eq!(step.wake_at, Some(at(1010).mono));
+    }
+    assert_eq!(gate.step(at(30), owned(name(), 30)).recheck, [IdentityId(1)].into(), "others do not wait for them");
+    assert!(gate.step(at(1009), Input::Tick).recheck.is_empty());
+    assert_eq!(gate.step(at(1010), Input::Tick).recheck, [IdentityId(0)].into(), "one run answers all of them");
+    let step = gate.step(at(3000), Input::Tick);
+    assert!(step.recheck.is_empty() && step.wake_at.is_none());
+}

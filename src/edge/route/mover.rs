@@ -13,20 +13,21 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use lapin::{
     Channel, Confirmation, Consumer,
     message::Delivery,
-    options::{
-        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions,
-        BasicQosOptions,
-    },
+    options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     letter::{Destination, PROBE_HEADER, give_back, header, stray_key, take_back},
     names::Names,
+    topology,
 };
-use crate::edge::fault::{Fault, within};
+use crate::edge::{
+    fault::{Fault, within},
+    links::Links,
+};
 
 /// Published and not yet confirmed. Enough to hide a round trip of 0.5 ms at 50,000 messages a second; also the number of
 /// messages that may change places when a give-back is cut short by a shut.
@@ -133,9 +134,12 @@ pub(super) struct Mover {
     names: Names,
     /// The value of the mark on moved messages that this mover sets, different for each.
     mark: AMQPValue,
+    links: Arc<Links>,
     consume: Channel,
     publish: Channel,
     consumer: Consumer,
+    /// Whoever asks is answered when everything has come that the broker had sent by then.
+    sweeps: mpsc::Receiver<oneshot::Sender<()>>,
     tally: Arc<Tally>,
     /// Rung when everything in hand is done, when something came past the edge, and at the end.
     bell: Arc<Notify>,
@@ -147,11 +151,13 @@ impl Mover {
         way: Way,
         queue: ShortString,
         names: Names,
-        consume: Channel,
+        links: Arc<Links>,
         publish: Channel,
+        sweeps: mpsc::Receiver<oneshot::Sender<()>>,
         tally: Arc<Tally>,
         bell: Arc<Notify>,
     ) -> Result<Self, Fault> {
+        let consume = topology::open(&links.moves).await?;
         let (window, arguments) = match way {
             Way::TakeBack => {
                 let mut arguments = FieldTable::default();
@@ -165,7 +171,7 @@ impl Mover {
         let consumer =
             within("consume", consume.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments)).await?;
         let mark = AMQPValue::LongString(uuid::Uuid::new_v4().to_string().into());
-        Ok(Self { way, names, mark, consume, publish, consumer, tally, bell })
+        Ok(Self { way, names, mark, links, consume, publish, consumer, sweeps, tally, bell })
     }
 
     /// Moves until told to stop. What is in hand and not yet published then goes back to its place in the queue.
@@ -176,6 +182,7 @@ impl Mover {
         let mut in_flight = FuturesUnordered::new();
         // What has come is counted before its turn: what the broker has sent is no longer in its queue's count.
         let mut in_hand = VecDeque::new();
+        let (mut sweeping, mut swept) = (FuturesUnordered::new(), Vec::new());
         let outcome = loop {
             // Cancel-safe: a stream's `next` and a token keep what they have when they are not the branch that ran.
             tokio::select! {
@@ -194,6 +201,17 @@ impl Mover {
                     Some(Err(error)) => break Err(Fault::command("consume", error)),
                     None => break Err(Fault::command("consume", lapin::ErrorKind::InvalidChannel(0).into())),
                 },
+                // What the broker had sent before its answer is here since then, and what is here has come.
+                () = std::future::ready(()), if !swept.is_empty() => swept.drain(..).for_each(tell),
+                Some((answer, asked)) = sweeping.next(), if !sweeping.is_empty() => match answer {
+                    Ok(()) => swept.push(asked),
+                    Err(fault) => break Err(fault),
+                },
+                Some(asked) = self.sweeps.recv() => {
+                    // Changes nothing; what counts is that the answer comes behind the messages.
+                    let answer = self.consume.basic_qos(INTERCEPT_WINDOW, BasicQosOptions::default());
+                    sweeping.push(async move { (within("sweep", answer).await, asked) });
+                }
             }
             // Without a limit in time, because an alarm stops publishing for as long as it lasts. A link that is dead ends
             // this by its heartbeats, and a message whose publishing is given up goes back to its queue.
@@ -213,21 +231,12 @@ impl Mover {
                 break Err(fault);
             }
         };
-        let (consume, consumer) = (self.consume, self.consumer);
-        if in_flight.is_empty() && in_hand.is_empty() {
-            // Nothing has to be put back, so nobody has to wait for it.
-            tokio::spawn(async move {
-                let _ = within("stop consuming", consume.close(200, "done".into())).await;
-                drop(consumer);
-            });
-        } else {
-            let cancel = consume.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-            let _ = within("stop consuming", cancel).await;
-            let finish = async { while in_flight.next().await.is_some() {} };
-            let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
-            // Closing the channel puts back what was delivered and not acked, each message in its place.
-            let _ = within("stop consuming", consume.close(200, "done".into())).await;
-        }
+        let finish = async { while in_flight.next().await.is_some() {} };
+        let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
+        self.links.rush.over().await;
+        // Closing the channel puts back what was delivered and not acked, each message in its place.
+        let _ = within("stop consuming", self.consume.close(200, "done".into())).await;
+        drop(self.consumer);
         self.tally.ended.store(true, Relaxed);
         self.bell.notify_one();
         outcome
@@ -296,4 +305,9 @@ impl Mover {
             }
         }))
     }
+}
+
+fn tell(swept: oneshot::Sender<()>) {
+    // Whoever asked may have turned to something else.
+    let _ = swept.send(());
 }

@@ -56,6 +56,7 @@ pub(super) async fn serve(
     memory: &mut Memory,
     stop: &CancellationToken,
 ) -> Result<(), Fault> {
+    let ready = links.ready.acquire().await;
     let control = topology::open(&links.control).await?;
     let topology =
         Topology { names, worker: &route.worker, intake: &route.intake, vhost: &route.vhost, user: &route.user };
@@ -84,6 +85,7 @@ pub(super) async fn serve(
     // What waits there came before this gate did, so it is no bypass. Nobody waits for this account.
     serving.settling = Some(Settling::new(Wanted::shut(), before, None));
     serving.topology.prove(links, &serving.publish).await?;
+    drop(ready);
     memory.worked = true;
     let outcome = serving.reconcile(mailbox, ends, stop).await;
     if outcome.is_ok() {
@@ -172,7 +174,14 @@ impl Serving<'_> {
                 () = sleep(SETTLE_LOOK), if settling => {}
                 () = sleep_until(fold_until), if folded => {}
                 () = sleep_until(look_at) => {
-                    self.look().await?;
+                    let mut newer = ends.wanted.clone();
+                    tokio::select! {
+                        biased;
+                        // Nothing but the edge itself may hold up a shut; it is looked again after it.
+                        _ = newer.changed() => continue,
+                        looked = self.look() => looked?,
+                    }
+                    self.open_again().await?;
                     look_at = Instant::now() + LOOK;
                 }
             }
@@ -213,11 +222,8 @@ impl Serving<'_> {
     }
 
     async fn shut(&mut self, wanted: Wanted, ends: &Ends) -> Result<(), Fault> {
-        // From here on the give-back publishes nothing more; what it has in flight it finishes.
-        for moving in &self.movers {
-            moving.stop.cancel();
-        }
         let urgent = self.links.rush.begin();
+        self.stop_moving();
         if let Err(fault) = self.topology.shut_edge(&self.control).await {
             // The last resort, and a sure one: the broker shuts the edge when the connection ends.
             self.links.cut();
@@ -233,7 +239,7 @@ impl Serving<'_> {
         self.links.rush.over().await;
         let before = self.take_back().await?;
         let (links, worker) = (Arc::clone(self.links), self.route.worker.name.clone());
-        let ask = tokio::spawn(async move { celery::exposed(&links, worker.as_str()).await });
+        let ask = tokio::spawn(async move { celery::exposed(&links, &worker).await });
         let exposed = Some(AbortOnDropHandle::new(ask));
         if wanted.quarantine && self.route.worker.on_quarantine == OnQuarantine::Recycle {
             self.command(Command::Shutdown);
@@ -243,15 +249,11 @@ impl Serving<'_> {
     }
 
     async fn open(&mut self, wanted: Wanted, ends: &Ends) -> Result<(), Fault> {
-        self.stop_movers().await?;
+        let urgent = self.links.rush.begin();
+        self.stop_moving();
         self.settling = None;
-        if ends.wanted.borrow().change != wanted.change {
-            // Stopping took its time, and meanwhile the wish has been withdrawn.
-            return self.take_back().await.map(drop);
-        }
         // From the first command on, a fault has something to take away again.
         self.open = true;
-        let urgent = self.links.rush.begin();
         self.topology.open_edge(&self.control).await?;
         drop(urgent);
         ends.tell(&self.route.worker.name, EdgeReport::Is(wanted, clock::now().mono)).await;
@@ -272,13 +274,12 @@ impl Serving<'_> {
     /// Tells the account once everything that waited has been moved, or its time is up.
     async fn settle(&mut self, ends: &Ends) -> Result<(), Fault> {
         let Some(mut settling) = self.settling.take() else { return Ok(()) };
-        let moving: Vec<_> = self.movers.iter().filter(|moving| !moving.stop.is_cancelled()).collect();
+        let (stopping, moving): (Vec<_>, Vec<_>) = self.movers.iter().partition(|moving| moving.stop.is_cancelled());
         let sum = |count: fn(&Tally) -> &AtomicU64| moving.iter().map(|m| count(&m.tally).load(Relaxed)).sum::<u64>();
-        let has_come = settling.has_come(sum(|tally| &tally.received));
         let time_up = Instant::now() >= settling.until;
         let unanswered = settling.exposed.as_ref().is_some_and(|asked| !asked.is_finished());
-        let idle = moving.iter().all(|moving| moving.tally.idle());
-        if !time_up && (!has_come || !idle || unanswered) {
+        let idle = stopping.is_empty() && moving.iter().all(|moving| moving.tally.idle());
+        if !time_up && (!idle || unanswered) {
             self.settling = Some(settling);
             return Ok(());
         }
@@ -290,8 +291,12 @@ impl Serving<'_> {
         for queue in queues {
             waiting += topology::waiting(&self.control, &queue).await?;
         }
+        let has_come = waiting == 0 && settling.has_come(sum(|tally| &tally.received));
         let in_hand = moving.iter().map(|moving| moving.tally.in_hand()).sum::<u64>();
-        if waiting + in_hand > 0 && !time_up {
+        if !time_up && (!has_come || in_hand > 0) {
+            if waiting == 0 && settling.swept.is_none() {
+                settling.swept = Some(moving::sweep(&moving));
+            }
             self.settling = Some(settling);
             return Ok(());
         }

@@ -9,8 +9,6 @@ use crate::model::{Account, Exposed, Wanted};
 
 /// For what waits to be moved after an open or a shut, before the account is told as it stands.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
-/// What was sent before a queue was seen empty has come after so long.
-const SILENCE: Duration = Duration::from_millis(100);
 
 /// An open or a shut whose account is not complete yet.
 #[derive(Debug)]
@@ -18,26 +16,22 @@ pub(super) struct Settling {
     pub(super) wanted: Wanted,
     pub(super) before: u64,
     pub(super) until: Instant,
-    /// How many messages had been received when that number last grew, and since when it has not.
-    received: (u64, Instant),
     /// What the worker already has; asked for while the lane is emptied.
     pub(super) exposed: Option<AbortOnDropHandle<Exposed>>,
+    /// Ends when everything has come that was under way when the queues were seen empty.
+    pub(super) swept: Option<AbortOnDropHandle<()>>,
 }
 
 impl Settling {
     /// Begins now.
     pub(super) fn new(wanted: Wanted, before: u64, exposed: Option<AbortOnDropHandle<Exposed>>) -> Self {
-        let now = Instant::now();
-        Self { wanted, before, until: now + SETTLE_LIMIT, received: (0, now), exposed }
+        Self { wanted, before, until: Instant::now() + SETTLE_LIMIT, exposed, swept: None }
     }
 
     /// Whether everything that waited has come. What the broker has sent may still be under way when its queue is empty, so
-    /// if some of it went another way, only a silence tells.
-    pub(super) fn has_come(&mut self, received: u64) -> bool {
-        if received > self.received.0 {
-            self.received = (received, Instant::now());
-        }
-        received >= self.before || self.received.1.elapsed() >= SILENCE
+    /// if some of it went another way, only a sweep tells.
+    pub(super) fn has_come(&self, received: u64) -> bool {
+        received >= self.before || self.swept.as_ref().is_some_and(AbortOnDropHandle::is_finished)
     }
 }
 

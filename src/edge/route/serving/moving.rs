@@ -3,13 +3,16 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use lapin::types::ShortString;
-use tokio::task::JoinError;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinError,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::Serving;
 use crate::{
     edge::{
-        celery::{self, Command},
+        celery::{self, Command, Sent},
         fault::Fault,
         route::{
             mover::{self, Mover, Tally, Way},
@@ -23,6 +26,7 @@ use crate::{
 pub(super) struct Moving {
     pub(super) tally: Arc<Tally>,
     pub(super) stop: CancellationToken,
+    sweeps: mpsc::Sender<oneshot::Sender<()>>,
     task: AbortOnDropHandle<Result<(), Fault>>,
 }
 
@@ -31,6 +35,20 @@ impl Moving {
     fn has_ended(&self) -> bool {
         self.tally.ended.load(Relaxed) || self.task.is_finished()
     }
+}
+
+/// Ends when everything has come that the broker had sent to these movers when this was called.
+pub(super) fn sweep(movers: &[&Moving]) -> AbortOnDropHandle<()> {
+    let sweeps: Vec<_> = movers.iter().map(|moving| moving.sweeps.clone()).collect();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        for sweep in sweeps {
+            let (swept, done) = oneshot::channel();
+            // A mover that has ended says so itself.
+            if sweep.send(swept).await.is_ok() {
+                let _ = done.await;
+            }
+        }
+    }))
 }
 
 impl Serving<'_> {
@@ -58,9 +76,11 @@ impl Serving<'_> {
     pub(super) fn command(&self, command: Command) {
         let (links, name, lane) = (Arc::clone(self.links), self.route.worker.name.clone(), self.names.lane.clone());
         tokio::spawn(async move {
-            match (celery::send(&links, name.as_str(), lane.as_str(), command).await, command) {
-                // No worker has declared its mailbox yet, so there is none to be told.
-                (Ok(()), _) | (Err(_), Command::AddConsumer) => {}
+            match (celery::send(&links, &name, lane.as_str(), command).await, command) {
+                (Ok(Sent::Delivered), _) | (_, Command::AddConsumer) => {}
+                (Ok(Sent::NoMailbox), Command::CancelConsumer | Command::Shutdown) => {
+                    tracing::info!(worker = %name, ?command, "the worker has no mailbox: it is away, or has its remote control turned off");
+                }
                 (Err(fault), Command::CancelConsumer | Command::Shutdown) => {
                     tracing::warn!(worker = %name, ?command, "failed to {fault}");
                 }
@@ -91,16 +111,17 @@ impl Serving<'_> {
 
     async fn start(&mut self, way: Way, queue: &ShortString) -> Result<(), Fault> {
         let tally = Arc::<Tally>::default();
-        let consume = topology::open(&self.links.moves).await?;
-        let (names, publish) = (self.names.clone(), self.publish.clone());
+        let (links, names, publish) = (Arc::clone(self.links), self.names.clone(), self.publish.clone());
+        let (sweeps, asked) = mpsc::channel(1);
         // A task of its own, because whoever waits for it may turn to something else: lapin forgets a consumer whose making
         // is given up half way, and the broker would give it messages for ever. A mover that nobody wants any more ends.
         let starting = tokio::spawn(Mover::start(
             way,
             queue.clone(),
             names,
-            consume,
+            links,
             publish,
+            asked,
             Arc::clone(&tally),
             Arc::clone(&self.bell),
         ));
@@ -108,14 +129,21 @@ impl Serving<'_> {
             self.topology.permit(starting.await.unwrap_or_else(|panic| Err(panicked(&panic))), queue.as_str())?;
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(mover.run(stop.clone())));
-        self.movers.push(Moving { tally, stop, task });
+        self.movers.push(Moving { tally, stop, sweeps, task });
         Ok(())
     }
 
-    /// Stops every mover and waits for what it has in flight, so that nothing is moved against the new direction.
-    pub(super) async fn stop_movers(&mut self) -> Result<(), Fault> {
-        for moving in self.movers.drain(..) {
+    /// From here on no mover publishes any more; what each has in flight it finishes.
+    pub(super) fn stop_moving(&self) {
+        for moving in &self.movers {
             moving.stop.cancel();
+        }
+    }
+
+    /// Stops every mover and waits for its end.
+    pub(super) async fn stop_movers(&mut self) -> Result<(), Fault> {
+        self.stop_moving();
+        for moving in self.movers.drain(..) {
             join(moving.task).await?;
         }
         Ok(())

@@ -29,7 +29,7 @@ impl Serving<'_> {
     }
 
     /// Declares again what somebody may have deleted. Producers see nothing of a missing holding queue, nor of an intake that
-    /// one of them made anew without its alternate exchange: their messages are confirmed, and nobody has them.
+    /// one of them made anew without its alternate exchange: their messages are confirmed, and nobody has them. Cancel-safe.
     pub(super) async fn look(&self) -> Result<(), Fault> {
         let channel = topology::open(&self.links.control).await?;
         self.topology.declare_holding(&channel).await?;
@@ -37,11 +37,13 @@ impl Serving<'_> {
             return Err(Fault::Nowhere { exchange: self.names.intake.to_string() });
         }
         self.topology.declare_edge(&channel).await?;
-        if self.open {
-            self.topology.open_edge(&channel).await?;
-        }
         let _ = channel.close(200, "done".into()).await;
         Ok(())
+    }
+
+    /// Binds what somebody may have unbound. Never given up half way, or a shut could overtake it.
+    pub(super) async fn open_again(&self) -> Result<(), Fault> {
+        if self.open { self.topology.open_edge(&self.control).await } else { Ok(()) }
     }
 
     /// Reports what came past the shut edge, and takes the binding away that it came by. True if there was something.
