@@ -39,6 +39,7 @@ pub mod model;
 pub mod probe;
 pub mod profile;
 pub mod report;
+pub mod rush;
 pub mod secret;
 pub mod settings;
 pub mod verdict;

@@ -19,7 +19,7 @@ use crate::{
         fault::{Fault, within},
         links::LinkState,
     },
-    report::outbox,
+    report::outbox::{self, Outlet},
 };
 
 /// A channel dies of an error of its own only if somebody deletes the exchange; there is no hurry.
@@ -33,7 +33,7 @@ pub(super) async fn keep(
     mut links: watch::Receiver<LinkState>,
     exchange: &str,
     (vhost, user): (&str, &str),
-    channels: &watch::Sender<Option<Channel>>,
+    channels: &watch::Sender<Option<Outlet>>,
     stop: &CancellationToken,
 ) -> Result<(), Fault> {
     let mut worked = false;
@@ -44,12 +44,12 @@ pub(super) async fn keep(
                 channels.send_replace(None);
             }
             LinkState::Up(links) => {
-                let dead = !channels.borrow().as_ref().is_some_and(|channel| channel.status().connected());
+                let dead = !channels.borrow().as_ref().is_some_and(|outlet| outlet.channel.status().connected());
                 if dead {
                     match open(&links.control, &links.publish, exchange, vhost, user).await {
                         Ok(channel) => {
                             worked = true;
-                            channels.send_replace(Some(channel));
+                            channels.send_replace(Some(Outlet { channel, rush: links.rush.clone() }));
                         }
                         Err(fault) if fault.retry() == Retry::NeedsPerson && !worked => return Err(fault),
                         Err(fault) => tracing::warn!("failed to {fault}"),

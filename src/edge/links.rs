@@ -20,6 +20,7 @@ use super::{celery::Remote, fault::Fault};
 use crate::{
     amqp::{self, ConnectError, Link, Retry},
     model::Reason,
+    rush::Rush,
     settings::Broker,
 };
 
@@ -29,14 +30,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long a gate that has never been connected looks for its broker: the two may be started together.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// A thousand shuts take half a second.
-const RUSH_LIMIT: Duration = Duration::from_secs(1);
 /// How often a refusal that time seldom mends is asked for again, once the gate has been connected: while a broker restarts
 /// and imports its definitions, users and virtual hosts are missing for a moment.
 const REFUSALS: u32 = 5;
 
-/// So many opens and shuts at once are a rush. Fewer are confirmed before anything that is held back for them could begin.
-const RUSH: usize = 16;
 /// So many edges are made ready at once. Each takes up to three channels on `control` meanwhile, and a connection has 2,047.
 const MADE_READY: usize = 32;
 
@@ -55,48 +52,6 @@ pub struct Links {
     pub(super) ready: Semaphore,
     /// The way to Celery's workers, made when it is first needed.
     remote: Mutex<Option<Arc<Remote>>>,
-}
-
-/// The opens and shuts that the broker has not confirmed yet. When one edit shuts a thousand edges, nobody's messages are
-/// looked after before the last edge is shut: the broker would have ten times as much to do meanwhile.
-#[derive(Debug)]
-pub struct Rush(watch::Sender<usize>);
-
-impl Default for Rush {
-    fn default() -> Self {
-        Self(watch::Sender::new(0))
-    }
-}
-
-impl Rush {
-    /// One more, until what is handed back is dropped.
-    pub fn begin(&self) -> Urgent<'_> {
-        // Nobody waits for there to be more.
-        self.0.send_if_modified(|urgent| {
-            *urgent += 1;
-            false
-        });
-        Urgent(&self.0)
-    }
-
-    /// Waits until there is no rush, but not for long: each has an edge that waits as well. Cancel-safe.
-    pub async fn over(&self) {
-        let mut urgent = self.0.subscribe();
-        let _ = tokio::time::timeout(RUSH_LIMIT, urgent.wait_for(|urgent| *urgent < RUSH)).await;
-    }
-}
-
-/// An open or a shut under way.
-#[derive(Debug)]
-pub struct Urgent<'a>(&'a watch::Sender<usize>);
-
-impl Drop for Urgent<'_> {
-    fn drop(&mut self) {
-        self.0.send_if_modified(|urgent| {
-            *urgent -= 1;
-            *urgent < RUSH
-        });
-    }
 }
 
 impl Links {

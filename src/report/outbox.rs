@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! loop ──offer──▶ queue ──▶ thread: stamp, audit, fsync ──▶ backlog ──▶ task: publish, confirm ──▶ exchange
-//!                 1,024 and more                             4,096
+//!                 1,024 and more                             4,096 and more
 //! ```
 //!
 //! Both stores are bounded, and neither makes anybody wait. A fact that finds the queue full is lost, and leaves a hole
@@ -18,7 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lapin::Channel;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
@@ -29,7 +28,10 @@ use super::{
     event::{Event, type_of},
     publish,
 };
-pub use super::{publish::declare, scribe::Scribe};
+pub use super::{
+    publish::{Outlet, declare},
+    scribe::Scribe,
+};
 use crate::model::Fact;
 
 /// Facts that wait for the disk, at the least. A gate with ten workers has at most some thirty facts when everything changes
@@ -43,6 +45,10 @@ const QUEUE_EACH: usize = 32;
 /// Events that wait for the broker: at about 2 KiB each, 8 MiB of a process that is to stay below 20. Ten workers with a
 /// change a minute fill it in some seven hours without a broker.
 const BACKLOG: usize = 4096;
+
+/// The same for each worker. A thousand that drift or are admitted together have some four events each, and the broker
+/// takes a thousand in a second.
+const BACKLOG_EACH: usize = 16;
 
 /// A disk that has not answered for so long is reported as one that fails.
 const DISK_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,8 +74,8 @@ impl Outbox {
     /// Starts the thread that writes and the task that publishes to `exchange`, on the current runtime, for the facts of so
     /// many workers.
     ///
-    /// `channels` gives the newest channel in confirm mode on the connection for publishing, and `None` while there is
-    /// none; a channel that the broker closed has to be replaced by its giver. The exchange has to be there: [`declare`].
+    /// `channels` gives the newest outlet, and `None` while there is none; one whose channel the broker closed has to be
+    /// replaced by its giver. The exchange has to be there: [`declare`].
     ///
     /// # Errors
     /// When no thread can be started.
@@ -77,10 +83,10 @@ impl Outbox {
         scribe: Scribe,
         exchange: String,
         workers: usize,
-        channels: watch::Receiver<Option<Channel>>,
+        channels: watch::Receiver<Option<Outlet>>,
     ) -> io::Result<Self> {
         let (queue, facts) = mpsc::channel(QUEUE.max(QUEUE_EACH * workers));
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { room: BACKLOG.max(BACKLOG_EACH * workers), ..Shared::default() });
         shared.state().problem = scribe.problem().map(str::to_owned);
         let for_thread = Arc::clone(&shared);
         std::thread::Builder::new().name("audit".into()).spawn(move || write_down(scribe, facts, &for_thread))?;
@@ -143,6 +149,8 @@ impl Outbox {
 /// Between the three: the loop that offers, the thread that writes, the task that publishes.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
+    /// For so many events in the backlog.
+    room: usize,
     /// Facts that the queue took.
     offered: AtomicU64,
     /// Facts that the queue had no room for and that the sequence does not show yet.
@@ -173,12 +181,15 @@ impl Shared {
 
     fn push(&self, event: Event) {
         let mut state = self.state();
-        if state.backlog.len() >= BACKLOG {
+        if state.backlog.len() >= self.room {
             state.backlog.pop_front();
             state.unpublished += 1;
             state.pushed_out += 1;
             if state.pushed_out == 1 {
-                tracing::warn!(BACKLOG, "the broker has been away for long: the oldest facts go to the audit log only");
+                tracing::warn!(
+                    backlog = self.room,
+                    "the broker has been away for long: the oldest facts go to the audit log only"
+                );
             }
         }
         state.backlog.push_back(Arc::new(event));

@@ -13,11 +13,21 @@ use lapin::{
 use tokio::{sync::watch, time::sleep};
 
 use super::{event::Event, outbox::Shared};
+use crate::rush::Rush;
 
 /// Before an event that the broker refused is tried again, unless there is a new channel sooner.
 const RETRY: Duration = Duration::from_secs(1);
 
 const PERSISTENT: u8 = 2;
+
+/// Where events go out.
+#[derive(Debug, Clone)]
+pub struct Outlet {
+    /// In confirm mode, on the connection for publishing.
+    pub channel: Channel,
+    /// What goes before them.
+    pub rush: Rush,
+}
 
 /// Declares the durable fanout exchange that events go to. Harmless if it is there already.
 ///
@@ -38,11 +48,14 @@ enum PublishError {
 }
 
 /// Publishes until the writer has ended and nothing is left, or there is no channel for what is left.
-pub(super) async fn run(shared: Arc<Shared>, exchange: String, mut channels: watch::Receiver<Option<Channel>>) {
+pub(super) async fn run(shared: Arc<Shared>, exchange: String, mut channels: watch::Receiver<Option<Outlet>>) {
     while let Some(event) = shared.next().await {
-        let Some(channel) = live_channel(&mut channels, &shared).await else { return };
+        let Some(Outlet { channel, rush }) = live_channel(&mut channels, &shared).await else { return };
         let result = tokio::select! {
-            result = publish(&channel, &exchange, &event) => result,
+            result = async {
+                rush.over().await;
+                publish(&channel, &exchange, &event).await
+            } => result,
             // A publish that waits on a channel that was given up would wait for ever. Dropped, it may still have
             // reached the broker: that is the "at least" in at least once.
             () = another(&mut channels) => continue,
@@ -61,11 +74,11 @@ pub(super) async fn run(shared: Arc<Shared>, exchange: String, mut channels: wat
 }
 
 /// Waits for a channel that works; `None` if everything is written and there still is none.
-async fn live_channel(channels: &mut watch::Receiver<Option<Channel>>, shared: &Shared) -> Option<Channel> {
+async fn live_channel(channels: &mut watch::Receiver<Option<Outlet>>, shared: &Shared) -> Option<Outlet> {
     loop {
-        let channel = channels.borrow_and_update().clone();
-        if let Some(channel) = channel.filter(|channel| channel.status().connected()) {
-            return Some(channel);
+        let outlet = channels.borrow_and_update().clone();
+        if let Some(outlet) = outlet.filter(|outlet| outlet.channel.status().connected()) {
+            return Some(outlet);
         }
         tokio::select! {
             () = another(channels) => {}
@@ -76,7 +89,7 @@ async fn live_channel(channels: &mut watch::Receiver<Option<Channel>>, shared: &
 
 /// Resolves when there is news of the channel. Never, once its giver has ended: while the gate stops, the last channel is
 /// good for as long as it works.
-async fn another(channels: &mut watch::Receiver<Option<Channel>>) {
+async fn another(channels: &mut watch::Receiver<Option<Outlet>>) {
     if channels.changed().await.is_err() {
         pending::<()>().await;
     }

@@ -31,7 +31,7 @@ pub(crate) mod thousand;
 mod today;
 
 use floor::Floor;
-use producer::{Producer, Sent};
+use producer::{Pace, Producer, Sent};
 
 const EDITS: usize = 200;
 const SOON: Duration = Duration::from_secs(60);
@@ -44,10 +44,12 @@ const FILTER: &str = "info,lapin=off,lapin::promise=trace";
 const UNBOUND: &str = "Resolving promise. promise=[exchange.unbind]";
 
 pub(crate) fn measure() -> Vec<Table> {
-    vec![edits()]
+    let (vhost, host) = (vhost(), Host::new("today"));
+    let today = today::measure(&vhost, &host);
+    vec![edits(Pace::Steady, &today), edits(Pace::Full, &today)]
 }
 
-fn edits() -> Table {
+fn edits(pace: Pace, today: &Sample) -> Table {
     let (vhost, host) = (vhost(), Host::new("drift"));
     let mut settings = settings(&host, &vhost);
     host.add_worker(&mut settings, LANE, &intake(LANE));
@@ -59,7 +61,7 @@ fn edits() -> Table {
     let lane = Lane::consume(&vhost, LANE);
     let mut times = Times::default();
     for _ in 0..EDITS {
-        let producer = Producer::start(&vhost, "codex", LANE);
+        let producer = Producer::start(&vhost, "codex", LANE, pace);
         let flowing = lane.wait(SOON, 1);
         // The edits must not keep step with anybody's looks at the file.
         pause();
@@ -80,8 +82,7 @@ fn edits() -> Table {
         lane.take();
     }
     assert!(gate.stop().success());
-    let today = today::measure(&vhost, &host);
-    times.table(&today)
+    times.table(pace, today)
 }
 
 #[derive(Default)]
@@ -125,7 +126,7 @@ impl Times {
         self.messages += sent.len();
     }
 
-    fn table(&self, today: &Sample) -> Table {
+    fn table(&self, pace: Pace, today: &Sample) -> Table {
         let (median, floor) = (self.shut.median(), self.floor.median());
         let mut table = Table::new(format!(
             "drift: {EDITS} edits of the profile by a rename, at {:.0} messages a second",
@@ -138,6 +139,8 @@ impl Times {
         table
             .row("  its 99th percentile, in the floor's median", "x", &Sample::one(self.shut.p99() / floor))
             .at_most(5.0);
+        let p99s = Sample::one(self.shut.p99() / self.floor.p99());
+        table.row("  the same, in the floor's 99th percentile", "x", &p99s);
         table.row("  its median, in today's", "x", &Sample::one(median / today.median())).at_most(0.02);
         table.row("floor: inotify and one exchange.unbind", "ms", &self.floor);
         table.row("today: inotifywait, celery control cancel_consumer", "ms", today);
@@ -145,10 +148,11 @@ impl Times {
         table.row("published after (b), and the worker got it", "messages", &Sample::one(self.late)).at_most(0.0);
         table.row("published after the first held one, and the worker got it", "messages", &Sample::one(self.behind));
         table.at_most(0.0);
-        table.note(format!(
-            "{} messages in all, as fast as the broker takes them, 200 unconfirmed at a time; none is lost",
-            self.messages
-        ));
+        let pace = match pace {
+            Pace::Steady => "a message a millisecond",
+            Pace::Full => "as fast as the broker takes them, 200 unconfirmed at a time",
+        };
+        table.note(format!("{} messages in all, {pace}; none is lost", self.messages));
         table.note("the floor is edited in turn with the gate, beside the same producer");
         table.note(format!(
             "today's script: {} edits only, as each takes a second, and nothing is published",

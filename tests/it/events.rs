@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lapin::{Channel, options::ConfirmSelectOptions};
+use lapin::options::ConfirmSelectOptions;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -22,8 +22,9 @@ use worker_gate::{
     },
     report::{
         audit::{self, FILE_NAME},
-        outbox::{Leftover, Outbox, Scribe, declare},
+        outbox::{Leftover, Outbox, Outlet, Scribe, declare},
     },
+    rush::Rush,
     secret::Secret,
     settings::{Broker, BrokerUrl, Tls, broker_url::AmqpUrl},
 };
@@ -61,12 +62,12 @@ fn settings(vhost: &Vhost, port: u16) -> Broker {
 }
 
 /// What the daemon's edge gives the outbox: a link and a channel on it in confirm mode, with the exchange declared.
-async fn channel(broker: &Broker) -> (Link, Channel) {
+async fn outlet(broker: &Broker) -> (Link, Outlet) {
     let link = amqp::connect(broker, "test").await.unwrap();
     let channel = link.connection().create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     declare(&channel, EXCHANGE).await.unwrap();
-    (link, channel)
+    (link, Outlet { channel, rush: Rush::default() })
 }
 
 fn quarantined() -> Record {
@@ -116,7 +117,7 @@ fn heartbeat() -> Fact {
 fn kombu_and_celerys_event_receiver_read_what_the_audit_log_says() {
     let (vhost, dir) = (vhost(), Scratch::new("events"));
     let broker = settings(&vhost, vhost.broker().port());
-    let (link, channel) = on(async move { channel(&broker).await });
+    let (link, outlet) = on(async move { outlet(&broker).await });
 
     let mut python = command(venv().join("bin/python"));
     python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/read_events.py")).args([&vhost.url(), EXCHANGE, "4"]);
@@ -128,7 +129,7 @@ fn kombu_and_celerys_event_receiver_read_what_the_audit_log_says() {
     let leftover = on(async move {
         let scribe = Scribe::open(&state_dir, "host-1").unwrap();
         // The giver of channels has ended already, as it may while the gate stops; the channel is still good.
-        let (_, channels) = watch::channel(Some(channel));
+        let (_, channels) = watch::channel(Some(outlet));
         let outbox = Outbox::spawn(scribe, EXCHANGE.into(), 1, channels).unwrap();
         outbox.offer(fact(FactKind::GateOnline, None, true));
         outbox.offer(fact(FactKind::WorkerQuarantined, Some(quarantined()), true));
@@ -205,7 +206,7 @@ fn facts_of_the_time_without_a_link_follow_in_order_when_it_is_back() {
     };
 
     outbox.offer(heartbeat());
-    let connect = |broker: Broker| on(async move { channel(&broker).await });
+    let connect = |broker: Broker| on(async move { outlet(&broker).await });
     let (link, first) = connect(broker.clone());
     give.send_replace(Some(first));
     until(SOON, "what waited for the first link is there", || seen() == 1);
@@ -235,8 +236,8 @@ fn a_broker_that_hangs_holds_up_neither_the_offer_nor_the_audit_log_nor_the_stop
     let facts = Facts::of(&vhost);
     let proxy = Proxy::to(vhost.broker().port());
     let broker = settings(&vhost, proxy.port());
-    let (link, channel) = on(async move { channel(&broker).await });
-    let (give, channels) = watch::channel(Some(channel));
+    let (link, outlet) = on(async move { outlet(&broker).await });
+    let (give, channels) = watch::channel(Some(outlet));
     let scribe = Scribe::open(dir.path(), "g").unwrap();
     let outbox = on(async move { Outbox::spawn(scribe, EXCHANGE.into(), 1, channels) }).unwrap();
     outbox.offer(heartbeat());

@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(60);
 struct Bench {
     outbox: Outbox,
     dir: TempDir,
-    channels: watch::Sender<Option<Channel>>,
+    channels: watch::Sender<Option<Outlet>>,
 }
 
 /// An outbox whose broker is away.
@@ -76,7 +76,7 @@ async fn an_offer_never_waits_and_what_was_lost_is_a_hole_in_the_sequence() {
 
 #[tokio::test]
 async fn the_backlog_keeps_the_newest_and_counts_what_it_pushed_out() {
-    let shared = Shared::default();
+    let shared = Shared { room: BACKLOG, ..Shared::default() };
     let mut stamper = crate::report::event::Stamper::new("g");
     for _ in 0..BACKLOG + 10 {
         shared.push(stamper.stamp(&audited()));

@@ -1,4 +1,4 @@
-//! Publishes all the time, as fast as the broker takes it, and remembers when.
+//! Publishes all the time, and remembers when.
 
 use std::{
     sync::{
@@ -6,7 +6,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{Receiver, sync_channel},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -15,6 +15,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::ShortString,
 };
+use tokio::time::Interval;
 
 use super::{SOON, since};
 use crate::support::{
@@ -24,6 +25,15 @@ use crate::support::{
 
 /// What may be on its way to the broker.
 const IN_FLIGHT: usize = 200;
+
+/// How often it publishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// A message a millisecond.
+    Steady,
+    /// As fast as the broker takes them.
+    Full,
+}
 
 /// What the producer knows of a message. Its body is its number, which is its place in the list.
 #[derive(Debug, Clone, Copy)]
@@ -40,8 +50,8 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    pub(super) fn start(vhost: &Vhost, exchange: &str, key: &str) -> Self {
-        let (tell, sent) = sync_channel(1);
+    pub(super) fn start(vhost: &Vhost, exchange: &str, key: &str, pace: Pace) -> Self {
+        let (result, sent) = sync_channel(1);
         let producer = Self { stop: Arc::default(), sent };
         let (exchange, key, stop) = (ShortString::from(exchange), ShortString::from(key), Arc::clone(&producer.stop));
         let connection = connect(vhost.url());
@@ -54,16 +64,21 @@ impl Producer {
         spawn(async move {
             let _connection = connection;
             let (mut in_flight, mut next, mut done) = (FuturesUnordered::new(), 0, Vec::new());
+            let mut tick = tokio::time::interval(Duration::from_millis(1));
             loop {
-                while in_flight.len() < IN_FLIGHT && !stop.load(Relaxed) {
-                    in_flight.push(publish(channel.clone(), exchange.clone(), key.clone(), next));
-                    next += 1;
+                // Cancel-safe: a stream and an interval keep what is not taken.
+                tokio::select! {
+                    biased;
+                    Some(message) = in_flight.next(), if !in_flight.is_empty() => done.push(message),
+                    () = turn(pace, &mut tick), if in_flight.len() < IN_FLIGHT && !stop.load(Relaxed) => {
+                        in_flight.push(publish(channel.clone(), exchange.clone(), key.clone(), next));
+                        next += 1;
+                    }
+                    else => break,
                 }
-                let Some(sent) = in_flight.next().await else { break };
-                done.push(sent);
             }
             done.sort_unstable_by_key(|(number, _)| *number);
-            let _ = tell.send(done.into_iter().map(|(_, sent)| sent).collect());
+            let _ = result.send(done.into_iter().map(|(_, sent)| sent).collect());
         });
         producer
     }
@@ -75,14 +90,20 @@ impl Producer {
     }
 }
 
-/// Nobody waits for the frames of one message before the next is published, so it is the broker that sets the pace.
+/// When the next message is due.
+async fn turn(pace: Pace, tick: &mut Interval) {
+    if pace == Pace::Steady {
+        tick.tick().await;
+    }
+}
+
+/// Transient, so that a confirm says that the message is in its queue, and not that it is on the disk.
 async fn publish(channel: Channel, exchange: ShortString, key: ShortString, number: usize) -> (usize, Sent) {
-    let (options, properties) =
-        (BasicPublishOptions { mandatory: true, ..Default::default() }, BasicProperties::default());
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let at = SystemTime::now();
     let body = number.to_string();
-    let confirm = channel.basic_publish(exchange, key, options, body.as_bytes(), properties).await.unwrap();
-    assert_eq!(confirm.await.unwrap(), Confirmation::Ack(None));
+    let publish = channel.basic_publish(exchange, key, options, body.as_bytes(), BasicProperties::default());
+    assert_eq!(publish.await.unwrap().await.unwrap(), Confirmation::Ack(None));
     (number, Sent { at, confirmed: SystemTime::now() })
 }
 

@@ -32,9 +32,12 @@ use crate::{
 };
 
 const WORKERS: usize = 1_000;
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 6;
 /// For the start, in which each worker needs some thirty commands, and for the facts, each of which goes to the disk.
 const LATER: Duration = Duration::from_secs(300);
+
+/// For what follows a shut or an open: a thousand questions to workers that are not there, and the last facts.
+const CALM: Duration = Duration::from_secs(5);
 
 const CHECKS: &str = "[checks.codex_cli]\nrun = [[\"codex\", \"--version\"]]\nevery = \"1h\"\ntimeout = \"5s\"\n\n";
 
@@ -53,10 +56,12 @@ pub(crate) fn measure() -> Vec<Table> {
     let start = begin.elapsed();
     let (mut shut, mut opened, mut floor_shut, mut floor_opened) = <(Sample, Sample, Sample, Sample)>::default();
     for _ in 0..ROUNDS {
+        thread::sleep(CALM);
         floor_shut.push_time(bare.shut());
         pause();
         let edited = edit(&host, &host.profile(), DRIFTED);
         shut.push_time(audit.all(Some((edited, "worker-config-drifted")), "worker-quarantined"));
+        thread::sleep(CALM);
         floor_opened.push_time(bare.open());
         pause();
         let edited = edit(&host, &host.profile(), MANAGED);
