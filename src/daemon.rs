@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::{
     sync::{mpsc, watch},
+    task::yield_now,
     time::{interval, timeout_at},
 };
 
@@ -210,7 +211,7 @@ impl Daemon {
                     Input::Observed(observation)
                 }
                 Some(report) = inbox.image.recv() => Input::Image(report),
-                Some(loaded) = inbox.reloaded.recv(), if end.is_none() => match self.reload(loaded, &mut parts) {
+                Some(loaded) = inbox.reloaded.recv(), if end.is_none() => match self.reload(loaded, &mut parts).await {
                     None => Input::Tick,
                     Some(setup) => { end = Some((Ok(End::Again(setup)), stop_by())); Input::Stop }
                 },
@@ -225,7 +226,7 @@ impl Daemon {
             let now = clock::now();
             let step = self.gate.step(now, input);
             wake_at = step.wake_at;
-            self.act(step);
+            self.act(step).await;
             if ticked {
                 self.beat(now);
             }
@@ -241,9 +242,13 @@ impl Daemon {
     }
 
     /// Edges first, reasons second.
-    fn act(&self, step: Step) {
-        for (worker, wanted) in step.wanted {
-            self.crew.want(&worker, wanted);
+    async fn act(&self, step: Step) {
+        if !step.wanted.is_empty() {
+            for (worker, wanted) in step.wanted {
+                self.crew.want(&worker, wanted);
+            }
+            // All tasks share one thread: the edges' turn comes before anything is told.
+            yield_now().await;
         }
         for identity in step.recheck {
             self.crew.recheck(identity);

@@ -34,8 +34,17 @@ impl Rush {
 
     /// Waits until there is no rush, but not for long: each has an edge that waits as well. Cancel-safe.
     pub async fn over(&self) {
+        self.fewer_than(MANY).await;
+    }
+
+    /// Waits until the broker has confirmed every one of them, but not for long. Cancel-safe.
+    pub async fn quiet(&self) {
+        self.fewer_than(1).await;
+    }
+
+    async fn fewer_than(&self, many: usize) {
         let mut urgent = self.0.subscribe();
-        let _ = tokio::time::timeout(LIMIT, urgent.wait_for(|urgent| *urgent < MANY)).await;
+        let _ = tokio::time::timeout(LIMIT, urgent.wait_for(|urgent| *urgent < many)).await;
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn keep(
 
 impl Daemon {
     /// Goes on with other settings. What is handed back concerns every edge, so the gate has to be made anew from it.
-    pub(super) fn reload(&mut self, loaded: Result<Setup, String>, parts: &mut Parts) -> Option<Box<Setup>> {
+    pub(super) async fn reload(&mut self, loaded: Result<Setup, String>, parts: &mut Parts) -> Option<Box<Setup>> {
         let setup = match loaded {
             Ok(setup) => setup,
             Err(problem) => return self.refuse(&problem),
@@ -97,7 +97,7 @@ impl Daemon {
         tracing::info!(workers = setup.settings.workers.len(), "the settings have changed and hold from now on");
         let changes = changes(&self.settings, &setup.settings);
         let step = self.gate.reconfigure(clock::now(), policy(&setup.settings), owners(&identities), &changes);
-        self.act(step);
+        self.act(step).await;
         self.crew.replace_edges(&setup.settings.workers, &changes.workers, parts);
         self.crew.run_checks(&setup.settings, &identities, &setup.runner, parts);
         let checks = first_snapshot(&setup.settings).checks;

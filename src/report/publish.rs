@@ -53,7 +53,7 @@ pub(super) async fn run(shared: Arc<Shared>, exchange: String, mut channels: wat
         let Some(Outlet { channel, rush }) = live_channel(&mut channels, &shared).await else { return };
         let result = tokio::select! {
             result = async {
-                rush.over().await;
+                rush.quiet().await;
                 publish(&channel, &exchange, &event).await
             } => result,
             // A publish that waits on a channel that was given up would wait for ever. Dropped, it may still have

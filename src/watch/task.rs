@@ -30,6 +30,10 @@ use crate::{clock, model::Mono};
 /// After that long a refused watch is tried again: limits are raised, and others give their watches back.
 const RETRY: Duration = Duration::from_secs(30);
 
+/// From an event to the walk that it asks for: whoever is told of the event goes first. What happens meanwhile where there is
+/// no watch yet is not missed, since the walk ends with a notice of its own; bursts make one walk.
+const WALK_AFTER: Duration = Duration::from_millis(10);
+
 /// More events than this that nobody seems to wait for, during one walk, and every subject is walked again.
 const MAX_STRAYS: usize = 4096;
 
@@ -63,14 +67,19 @@ impl Task {
         let mounts = Mounts::open();
         let mut walking: Option<Walking> = None;
         let mut retry = Instant::now() + RETRY;
+        let mut walk_at = Instant::now();
         loop {
-            if walking.is_none() && !self.dirty.is_empty() {
-                walking = self.set_out(&source);
-            }
+            let is_waiting = walking.is_none() && !self.dirty.is_empty();
             // Not biased: a flood of events must not keep a walk from putting its watches in place.
             // Cancel-safe: events stay in the kernel, requests at the desk, and the walk is only looked at.
             tokio::select! {
-                events = source.events() => self.take(events, clock::now().mono, walking.is_some()),
+                events = source.events() => {
+                    if self.dirty.is_empty() {
+                        walk_at = Instant::now() + WALK_AFTER;
+                    }
+                    self.take(events, clock::now().mono, walking.is_some());
+                }
+                () = sleep_until(walk_at), if is_waiting => walking = self.set_out(&source),
                 walks = finished(&mut walking) => {
                     walking = None;
                     self.arrive(walks, &source);
