@@ -239,9 +239,10 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// Two threads: one for the loop, and one that moves messages meanwhile.
+/// One thread: what runs on it does little but wait, and between an edit and the shut of an edge every change of threads shows.
+/// Whatever may block has a thread of its own.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 async fn status_command(context: &Context, json: bool) -> anyhow::Result<Exit> {
