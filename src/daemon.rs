@@ -24,7 +24,7 @@ use crate::{
         links::{self, LinkState},
     },
     identity::Identity,
-    model::{EdgeReport, Fact, FactKind, ImageReport, Mono, Now, Observation, VersionChange, WorkerName},
+    model::{EdgeReport, Fact, FactKind, ImageReport, Mono, Now, Observation, Record, VersionChange, WorkerName},
     probe,
     report::{
         audit::AuditError,
@@ -160,7 +160,18 @@ pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
         });
     }
     let heartbeat = Instant::now();
-    let daemon = Daemon { gate, settings, identities, outbox, crew, links, snapshots, checked_at: None, heartbeat };
+    let daemon = Daemon {
+        gate,
+        settings,
+        identities,
+        outbox,
+        crew,
+        links,
+        snapshots,
+        checked_at: None,
+        heartbeat,
+        has_news: true,
+    };
     daemon.run(parts, Inbox { observed, reported, image, reloaded }, &mut signals).await
 }
 
@@ -183,6 +194,8 @@ struct Daemon {
     snapshots: watch::Sender<Snapshot>,
     checked_at: Option<Mono>,
     heartbeat: Instant,
+    /// Whether HTTP shows less than the gate knows.
+    has_news: bool,
 }
 
 /// Why the loop is about to end.
@@ -226,6 +239,7 @@ impl Daemon {
             let now = clock::now();
             let step = self.gate.step(now, input);
             wake_at = step.wake_at;
+            self.has_news |= !ticked || !step.facts.is_empty() || !step.wanted.is_empty();
             self.act(step).await;
             if ticked {
                 self.beat(now);
@@ -271,19 +285,18 @@ impl Daemon {
 
     /// Makes what HTTP shows. While inputs come thick and fast nobody could read every one of them, so then it is made with
     /// the next pulse.
-    fn show(&self, now: Now, ticked: bool) {
+    fn show(&mut self, now: Now, ticked: bool) {
         if !ticked && self.settings.workers.len() > 100 {
             return;
         }
         let up = matches!(*self.links.borrow(), LinkState::Up(_));
-        let workers = self
-            .gate
-            .records()
-            .into_iter()
-            .map(|record| WorkerView { fresh_until: self.gate.fresh_until(&record.worker_name), record })
-            .collect();
+        let view = |record: Record| WorkerView { fresh_until: self.gate.fresh_until(&record.worker_name), record };
+        let workers = self.has_news.then(|| self.gate.records().into_iter().map(view).collect());
+        self.has_news = false;
         self.snapshots.send_modify(|snapshot| {
-            snapshot.workers = workers;
+            if let Some(workers) = workers {
+                snapshot.workers = workers;
+            }
             snapshot.checks.at = self.checked_at;
             snapshot.audit = self.outbox.health();
             if up {

@@ -1,6 +1,6 @@
 //! What a route edge needs on the broker, declared so that each refusal says what to change (DESIGN.md 4.1).
 
-use futures_util::future::try_join_all;
+use futures_util::{future::try_join_all, try_join};
 use lapin::{
     Channel, ExchangeKind,
     options::{
@@ -49,28 +49,31 @@ impl Topology<'_> {
         Ok(is_plain)
     }
 
-    /// What is behind the intake: where messages wait.
+    /// What is behind the intake: where messages wait. All in one go, because the broker does what a channel asks for in the
+    /// order in which it is asked, and answers so: if something is refused, it is the first that has no answer.
     pub(super) async fn declare_holding(&self, channel: &Channel) -> Result<(), Fault> {
         let names = self.names;
         match self.intake.kind {
             IntakeType::Direct | IntakeType::Topic => {
-                self.exchange(channel, &names.unrouted, ExchangeKind::Fanout, None).await?;
-                self.queue(channel, &names.unrouted).await?;
-                self.bind(channel, &names.unrouted, &names.unrouted, "").await?;
-                self.exchange(channel, &names.intake_held, kind(self.intake.kind), Some(&names.unrouted)).await?;
-                self.queue(channel, &names.lane_held).await?;
-                for key in &self.intake.keys {
-                    self.bind(channel, &names.lane_held, &names.intake_held, key).await?;
-                }
+                let bind = async |key: &String| self.bind(channel, &names.lane_held, &names.intake_held, key).await;
+                try_join!(
+                    self.exchange(channel, &names.unrouted, ExchangeKind::Fanout, None),
+                    self.queue(channel, &names.unrouted),
+                    self.bind(channel, &names.unrouted, &names.unrouted, ""),
+                    self.exchange(channel, &names.intake_held, kind(self.intake.kind), Some(&names.unrouted)),
+                    self.queue(channel, &names.lane_held),
+                    try_join_all(self.intake.keys.iter().map(bind)),
+                )
+                .map(drop)
             }
-            IntakeType::ConsistentHash => {
-                self.exchange(channel, &names.intake_held, ExchangeKind::Fanout, None).await?;
-                self.queue(channel, &names.intake_held).await?;
-                self.bind(channel, &names.intake_held, &names.intake_held, "").await?;
-                self.queue(channel, &names.lane_held).await?;
-            }
+            IntakeType::ConsistentHash => try_join!(
+                self.exchange(channel, &names.intake_held, ExchangeKind::Fanout, None),
+                self.queue(channel, &names.intake_held),
+                self.bind(channel, &names.intake_held, &names.intake_held, ""),
+                self.queue(channel, &names.lane_held),
+            )
+            .map(drop),
         }
-        Ok(())
     }
 
     /// Removes a binding from the intake straight to the lane; none there is no error.
@@ -86,8 +89,8 @@ impl Topology<'_> {
         let options = ExchangeDeclareOptions { auto_delete: true, ..ExchangeDeclareOptions::default() };
         let alternate = with_alternate(Some(&names.lane_exchange));
         let declare = channel.exchange_declare(names.edge.clone(), ExchangeKind::Direct, options, alternate);
-        self.refine(within("declare the edge", declare).await, &names.edge)?;
-        self.bind(channel, &names.owner, &names.edge, &names.never).await
+        let declare = async { self.refine(within("declare the edge", declare).await, &names.edge) };
+        try_join!(declare, self.bind(channel, &names.owner, &names.edge, &names.never)).map(drop)
     }
 
     /// Takes away what a gate before this one may have left of the edge; nothing there is no error.

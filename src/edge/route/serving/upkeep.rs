@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use futures_util::try_join;
+
 use super::Serving;
 use crate::{
     edge::{
@@ -31,14 +33,19 @@ impl Serving<'_> {
     /// Declares again what somebody may have deleted. Producers see nothing of a missing holding queue, nor of an intake that
     /// one of them made anew without its alternate exchange: their messages are confirmed, and nobody has them. Cancel-safe.
     pub(super) async fn look(&self) -> Result<(), Fault> {
-        let channel = topology::open(&self.links.control).await?;
-        self.topology.declare_holding(&channel).await?;
-        if self.is_plain && !self.topology.intake(&self.links.control).await? {
-            return Err(Fault::Nowhere { exchange: self.names.intake.to_string() });
-        }
-        self.topology.declare_edge(&channel).await?;
-        let _ = channel.close(200, "done".into()).await;
-        Ok(())
+        let intake = async {
+            if self.is_plain && !self.topology.intake(&self.links.control).await? {
+                return Err(Fault::Nowhere { exchange: self.names.intake.to_string() });
+            }
+            Ok(())
+        };
+        let others = async {
+            let channel = topology::open(&self.links.control).await?;
+            try_join!(self.topology.declare_holding(&channel), self.topology.declare_edge(&channel))?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(())
+        };
+        try_join!(intake, others).map(drop)
     }
 
     /// Binds what somebody may have unbound. Never given up half way, or a shut could overtake it.
