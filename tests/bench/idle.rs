@@ -102,7 +102,11 @@ intake = {{ exchange = "codex", type = "direct", keys = ["codex-{n}"] }}
     table.row("  its share of it (PSS)", "MB", &Sample::one(after.pss));
     let floor_cpu = share(floor_after.cpu - floor_before.cpu);
     table.row("CPU of the gate itself, of one core", "%", &share(after.cpu - before.cpu));
-    table.against("the floor", &floor_cpu).at_most(0.1);
+    table.against("the floor", &floor_cpu);
+    if homes == 1 {
+        // With ten homes a check runs every three seconds, and that is not idle.
+        table.at_most(0.1);
+    }
     table.row("floor: three connections that answer heartbeats", "%", &floor_cpu);
     table.row("CPU of the checks that it ran", "%", &share(after.children - before.children));
     let switches = after.switches.saturating_sub(before.switches) / WINDOW.as_secs();
