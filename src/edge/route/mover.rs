@@ -9,14 +9,17 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{
     Channel, Confirmation, Consumer,
     message::Delivery,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions},
+    options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -136,7 +139,7 @@ pub(super) struct Mover {
     mark: AMQPValue,
     links: Arc<Links>,
     consume: Channel,
-    publish: Channel,
+    mouth: Mouth,
     consumer: Consumer,
     /// Whoever asks is answered when everything has come that the broker had sent by then.
     sweeps: mpsc::Receiver<oneshot::Sender<()>>,
@@ -146,17 +149,17 @@ pub(super) struct Mover {
 }
 
 impl Mover {
-    /// Begins to consume `queue` on a channel of its own, which the mover closes when it ends.
+    /// Begins to consume `queue`, on a channel of its own that it closes when it ends.
     pub(super) async fn start(
         way: Way,
         queue: ShortString,
         names: Names,
         links: Arc<Links>,
-        publish: Channel,
         sweeps: mpsc::Receiver<oneshot::Sender<()>>,
         tally: Arc<Tally>,
         bell: Arc<Notify>,
     ) -> Result<Self, Fault> {
+        let mouth = Mouth::open(Arc::clone(&links));
         let consume = topology::open(&links.moves).await?;
         let (window, arguments) = match way {
             Way::TakeBack => {
@@ -171,7 +174,7 @@ impl Mover {
         let consumer =
             within("consume", consume.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments)).await?;
         let mark = AMQPValue::LongString(uuid::Uuid::new_v4().to_string().into());
-        Ok(Self { way, names, mark, links, consume, publish, consumer, sweeps, tally, bell })
+        Ok(Self { way, names, mark, links, consume, mouth, consumer, sweeps, tally, bell })
     }
 
     /// Moves until told to stop. What is in hand and not yet published then goes back to its place in the queue.
@@ -188,8 +191,8 @@ impl Mover {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ok(()),
-                Some(done) = in_flight.next(), if !in_flight.is_empty() => {
-                    if let Err(fault) = done {
+                Some(first) = in_flight.next(), if !in_flight.is_empty() => {
+                    if let Err(fault) = self.finish(first, &mut in_flight).await {
                         break Err(fault);
                     }
                 }
@@ -209,8 +212,11 @@ impl Mover {
                 },
                 Some(asked) = self.sweeps.recv() => {
                     // Changes nothing; what counts is that the answer comes behind the messages.
-                    let answer = self.consume.basic_qos(INTERCEPT_WINDOW, BasicQosOptions::default());
-                    sweeping.push(async move { (within("sweep", answer).await, asked) });
+                    let consume = self.consume.clone();
+                    sweeping.push(async move {
+                        let answer = consume.basic_qos(INTERCEPT_WINDOW, BasicQosOptions::default());
+                        (within("sweep", answer).await, asked)
+                    });
                 }
             }
             // Without a limit in time, because an alarm stops publishing for as long as it lasts. A link that is dead ends
@@ -222,7 +228,8 @@ impl Mover {
                     while in_flight.len() < IN_FLIGHT
                         && let Some(delivery) = in_hand.pop_front()
                     {
-                        in_flight.extend(self.publish(delivery).await?);
+                        let channel = self.mouth.channel().await?;
+                        in_flight.extend(self.publish(&channel, delivery).await?);
                     }
                     Ok(())
                 } => published,
@@ -231,15 +238,60 @@ impl Mover {
                 break Err(fault);
             }
         };
-        let finish = async { while in_flight.next().await.is_some() {} };
-        let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
+        if outcome.is_ok() {
+            let finish = async {
+                while let Some(first) = in_flight.next().await {
+                    self.finish(first, &mut in_flight).await?;
+                }
+                Ok::<_, Fault>(())
+            };
+            let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
+        }
         self.links.rush.over().await;
         // Closing the channel puts back what was delivered and not acked, each message in its place.
         let _ = within("stop consuming", self.consume.close(200, "done".into())).await;
         drop(self.consumer);
+        self.mouth.close();
         self.tally.ended.store(true, Relaxed);
         self.bell.notify_one();
         outcome
+    }
+
+    /// Acks what has been confirmed: `first`, and everything else that has been by now.
+    ///
+    /// lapin hands a returned message to the first publish that is confirmed after it came, whichever that was; its own
+    /// publish then looks like one that was taken. So one that was returned puts all of them in doubt, and all of them stay:
+    /// twice is better than never.
+    ///
+    /// # Errors
+    /// If one was returned, or the broker says so; then nothing more may be acked.
+    async fn finish(
+        &self,
+        first: Published,
+        in_flight: &mut FuturesUnordered<impl Future<Output = Published>>,
+    ) -> Result<(), Fault> {
+        let mut taken = Vec::new();
+        let mut next = Some(first);
+        while let Some(Published { delivery, exchange, confirm }) = next {
+            match confirm.map_err(|error| Fault::command("publish a moved message", error))? {
+                Confirmation::Ack(None) => taken.push(delivery),
+                Confirmation::Ack(Some(_)) => return Err(Fault::Nowhere { exchange: exchange.to_string() }),
+                Confirmation::Nack(_) | Confirmation::NotRequested => {
+                    return Err(Fault::Silent {
+                        doing: "publish a moved message: the broker could not take it".to_owned(),
+                    });
+                }
+            }
+            next = in_flight.next().now_or_never().flatten();
+        }
+        for delivery in taken {
+            within("ack a moved message", delivery.ack(BasicAckOptions::default())).await?;
+            self.tally.moved.fetch_add(1, Relaxed);
+        }
+        if self.tally.idle() {
+            self.bell.notify_one();
+        }
+        Ok(())
     }
 
     /// Counts what has come, and sees whether it came as it should not.
@@ -256,11 +308,12 @@ impl Mover {
         self.bell.notify_one();
     }
 
-    /// Publishes one message; the future resolves when it has been confirmed and acked.
+    /// Publishes one message; the future resolves when the broker has said what became of it.
     async fn publish(
         &self,
+        channel: &Channel,
         delivery: Delivery,
-    ) -> Result<Option<impl Future<Output = Result<(), Fault>> + use<>>, Fault> {
+    ) -> Result<Option<impl Future<Output = Published> + use<>>, Fault> {
         if header(&delivery.properties, PROBE_HEADER).is_some() {
             within("drop a probe", delivery.ack(BasicAckOptions::default())).await?;
             self.tally.probes.fetch_add(1, Relaxed);
@@ -278,33 +331,67 @@ impl Mover {
             within("unbind a key that is no longer this worker's", unbind).await?;
         }
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let publish = self.publish.basic_publish(exchange.clone(), key, options, &delivery.data, properties);
+        let publish = channel.basic_publish(exchange.clone(), key, options, &delivery.data, properties);
         let confirm = publish.await.map_err(|error| Fault::command("publish a moved message", error))?;
-        let (tally, bell) = (Arc::clone(&self.tally), Arc::clone(&self.bell));
-        Ok(Some(async move {
-            match confirm.await.map_err(|error| Fault::command("publish a moved message", error))? {
-                Confirmation::Ack(None) => {
-                    within("ack a moved message", delivery.ack(BasicAckOptions::default())).await?;
-                    tally.moved.fetch_add(1, Relaxed);
-                    if tally.idle() {
-                        bell.notify_one();
-                    }
-                    Ok(())
-                }
-                Confirmation::Ack(Some(_)) => {
-                    within(
-                        "put a message back",
-                        delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }),
-                    )
-                    .await?;
-                    Err(Fault::Nowhere { exchange: exchange.to_string() })
-                }
-                Confirmation::Nack(_) | Confirmation::NotRequested => {
-                    Err(Fault::Silent { doing: "publish a moved message: the broker could not take it".to_owned() })
-                }
-            }
-        }))
+        Ok(Some(async move { Published { delivery, exchange, confirm: confirm.await } }))
     }
+}
+
+/// Where a mover publishes: a channel of its own, since lapin hands a message that nobody took to whichever publish of the same
+/// channel is confirmed next. It is opened beside all else, because under an alarm that takes as long as the alarm, and what
+/// waits is to be consumed all the same.
+#[derive(Debug)]
+struct Mouth {
+    links: Arc<Links>,
+    opening: JoinHandle<Result<Channel, Fault>>,
+    channel: Option<Channel>,
+}
+
+impl Mouth {
+    fn open(links: Arc<Links>) -> Self {
+        let opening = Self::begin(&links);
+        Self { links, opening, channel: None }
+    }
+
+    fn begin(links: &Arc<Links>) -> JoinHandle<Result<Channel, Fault>> {
+        let links = Arc::clone(links);
+        tokio::spawn(async move { topology::publishing(&links.publish).await })
+    }
+
+    /// Cancel-safe.
+    async fn channel(&mut self) -> Result<Channel, Fault> {
+        loop {
+            if let Some(channel) = &self.channel {
+                return Ok(channel.clone());
+            }
+            let opened = (&mut self.opening).await;
+            match opened.unwrap_or_else(|panic| Err(Fault::Silent { doing: format!("open a channel ({panic})") })) {
+                Ok(channel) => self.channel = Some(channel),
+                Err(Fault::Blocked) => self.opening = Self::begin(&self.links),
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// In its own time: nothing waits for it.
+    fn close(mut self) {
+        tokio::spawn(async move {
+            let opened = match self.channel.take() {
+                Some(channel) => Some(channel),
+                None => (&mut self.opening).await.ok().and_then(Result::ok),
+            };
+            if let Some(channel) = opened {
+                let _ = within("stop publishing", channel.close(200, "done".into())).await;
+            }
+        });
+    }
+}
+
+/// A message that was published where it belongs, and what the broker says of it.
+struct Published {
+    delivery: Delivery,
+    exchange: ShortString,
+    confirm: lapin::Result<Confirmation>,
 }
 
 fn tell(swept: oneshot::Sender<()>) {

@@ -1,18 +1,21 @@
 //! Who owns a worker. The owner queue is exclusive to the owner's control connection (G6), and it is also the owner's
 //! mailbox: whoever is refused can ask it who it is.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Confirmation, Consumer,
     message::Delivery,
-    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
 use serde_json::json;
 
-use super::{names::Names, topology::Topology};
+use super::{
+    names::Names,
+    topology::{Topology, publishing},
+};
 use crate::edge::{
     fault::{Fault, is_refusal, within},
     links::Links,
@@ -83,8 +86,7 @@ async fn ask(links: &Links, names: &Names) -> Result<Option<String>, Fault> {
         ),
     )
     .await?;
-    let mouth = within(doing, links.publish.connection().create_channel()).await?;
-    within(doing, mouth.confirm_select(ConfirmSelectOptions::default())).await?;
+    let mouth = publishing(&links.publish).await?;
     let question = BasicProperties::default().with_reply_to(reply.name().clone()).with_type("who".into());
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let asking = mouth.basic_publish(ShortString::default(), names.owner.clone(), options, b"{}", question);
@@ -103,13 +105,16 @@ async fn ask(links: &Links, names: &Names) -> Result<Option<String>, Fault> {
 }
 
 /// Answers one question, or lets it be: whoever asked asks again.
-pub(super) async fn answer(publish: Channel, question: Delivery, gate: String) {
+pub(super) async fn answer(links: Arc<Links>, question: Delivery, gate: String) {
     let Some(reply_to) = question.properties.reply_to().clone() else { return };
     let body = json!({ "gate": gate, "pid": std::process::id() }).to_string();
-    let options = BasicPublishOptions::default();
-    let properties = BasicProperties::default().with_content_type("application/json".into());
-    let sent = publish.basic_publish(ShortString::default(), reply_to, options, body.as_bytes(), properties);
-    if let Ok(confirm) = within("answer", sent).await {
-        let _ = within("answer", confirm).await;
-    }
+    let answering = async {
+        let mouth = publishing(&links.publish).await?;
+        let options = BasicPublishOptions::default();
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        let sent = mouth.basic_publish(ShortString::default(), reply_to, options, body.as_bytes(), properties);
+        within("answer", within("answer", sent).await?).await?;
+        within("answer", mouth.close(200, "done".into())).await
+    };
+    let _ = answering.await;
 }

@@ -17,7 +17,7 @@ use lapin::{
 
 use super::{
     letter::{PROBE_HEADER, header},
-    topology::{Topology, open},
+    topology::{Topology, open, publishing},
 };
 use crate::{
     edge::{
@@ -36,10 +36,14 @@ impl Topology<'_> {
     ///
     /// It also shows what the moving of messages needs and no declaration asks for: leave to read the holding queue, and to
     /// publish to the intake and to the anonymous exchange, by which go those that came another way.
-    pub(super) async fn prove(&self, links: &Links, publish: &Channel) -> Result<(), Fault> {
+    pub(super) async fn prove(&self, links: &Links) -> Result<(), Fault> {
         let names = self.names;
         let needed = format!("{}, {}, {}, amq.gen-* and amq.default", names.intake, names.intake_held, names.holding);
-        self.permit(self.send_probes(links, publish).await, &needed)
+        // A channel of its own, because lapin hands a message that nobody took to any publish of the same channel.
+        let publish = publishing(&links.publish).await?;
+        let proven = self.permit(self.send_probes(links, &publish).await, &needed);
+        let _ = publish.close(200, "done".into()).await;
+        proven
     }
 
     async fn send_probes(&self, links: &Links, publish: &Channel) -> Result<(), Fault> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use lapin::{Channel, Consumer, options::ConfirmSelectOptions};
+use lapin::{Channel, Consumer};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, sleep_until},
@@ -28,7 +28,7 @@ use crate::{
     clock,
     edge::{
         celery::{self, Command},
-        fault::{Fault, within},
+        fault::Fault,
         links::Links,
     },
     model::{Account, Edge, EdgeReport, Exposed, Wanted},
@@ -65,7 +65,6 @@ pub(super) async fn serve(
     topology.clear_edge(&control).await?;
     let is_plain = topology.declare(&links.control).await?;
     topology.declare_edge(&control).await?;
-    let publish = publishing(links).await?;
     let bell = Arc::default();
     let mut serving = Serving {
         route,
@@ -73,7 +72,6 @@ pub(super) async fn serve(
         links,
         topology,
         control,
-        publish,
         bell,
         is_plain,
         open: false,
@@ -84,7 +82,7 @@ pub(super) async fn serve(
     let before = serving.take_back().await?;
     // What waits there came before this gate did, so it is no bypass. Nobody waits for this account.
     serving.settling = Some(Settling::new(Wanted::shut(), before, None));
-    serving.topology.prove(links, &serving.publish).await?;
+    serving.topology.prove(links).await?;
     drop(ready);
     memory.worked = true;
     let outcome = serving.reconcile(mailbox, ends, stop).await;
@@ -101,27 +99,12 @@ pub(super) async fn serve(
     outcome
 }
 
-/// A channel for messages. An alarm stops everything on the connection that publishes, and that is no reason to end the
-/// other workers' connections.
-async fn publishing(links: &Links) -> Result<Channel, Fault> {
-    let opened = async {
-        let channel = topology::open(&links.publish).await?;
-        within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(channel)
-    };
-    match opened.await {
-        Err(Fault::Silent { .. }) => Err(Fault::Blocked),
-        opened => opened,
-    }
-}
-
 struct Serving<'a> {
     route: &'a Route,
     names: &'a Names,
     links: &'a Arc<Links>,
     topology: Topology<'a>,
     control: Channel,
-    publish: Channel,
     /// Rung by every mover.
     bell: Arc<Notify>,
     /// Whether the intake has its alternate exchange as an argument, so that declaring it again shows whether it still has.
@@ -166,7 +149,7 @@ impl Serving<'_> {
                 () = stop.cancelled() => return Ok(()),
                 question = mailbox.next() => match question {
                     // Apart: under an alarm nothing is published, and no answer may hold up a shut.
-                    Some(Ok(question)) => drop(tokio::spawn(owner::answer(self.publish.clone(), question, self.route.gate.clone()))),
+                    Some(Ok(question)) => drop(tokio::spawn(owner::answer(Arc::clone(self.links), question, self.route.gate.clone()))),
                     Some(Err(error)) => return Err(Fault::command("hear the owner queue", error)),
                     None => return Err(Fault::command("hear the owner queue", lapin::ErrorKind::InvalidChannel(0).into())),
                 },

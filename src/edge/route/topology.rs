@@ -4,8 +4,8 @@ use futures_util::{future::try_join_all, try_join};
 use lapin::{
     Channel, ExchangeKind,
     options::{
-        ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeUnbindOptions, QueueBindOptions,
-        QueueDeclareOptions, QueueDeleteOptions,
+        ConfirmSelectOptions, ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+        ExchangeUnbindOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -274,6 +274,20 @@ async fn count(channel: &Channel, queue: &ShortString) -> Result<lapin::Queue, F
 /// A new channel.
 pub(super) async fn open(link: &Link) -> Result<Channel, Fault> {
     within("open a channel", link.connection().create_channel()).await
+}
+
+/// A channel for messages. An alarm stops everything on the connection that publishes, and that is no reason to end the
+/// other workers' connections.
+pub(super) async fn publishing(link: &Link) -> Result<Channel, Fault> {
+    let opened = async {
+        let channel = open(link).await?;
+        within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    };
+    match opened.await {
+        Err(Fault::Silent { .. }) => Err(Fault::Blocked),
+        opened => opened,
+    }
 }
 
 fn kind(kind: IntakeType) -> ExchangeKind {

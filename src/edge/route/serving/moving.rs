@@ -111,7 +111,7 @@ impl Serving<'_> {
 
     async fn start(&mut self, way: Way, queue: &ShortString) -> Result<(), Fault> {
         let tally = Arc::<Tally>::default();
-        let (links, names, publish) = (Arc::clone(self.links), self.names.clone(), self.publish.clone());
+        let (links, names) = (Arc::clone(self.links), self.names.clone());
         let (sweeps, asked) = mpsc::channel(1);
         // A task of its own, because whoever waits for it may turn to something else: lapin forgets a consumer whose making
         // is given up half way, and the broker would give it messages for ever. A mover that nobody wants any more ends.
@@ -120,7 +120,6 @@ impl Serving<'_> {
             queue.clone(),
             names,
             links,
-            publish,
             asked,
             Arc::clone(&tally),
             Arc::clone(&self.bell),
