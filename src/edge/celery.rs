@@ -194,10 +194,9 @@ impl Remote {
         let exchange = ShortString::default();
         let posting = self.mouth.basic_publish(exchange, node.mailbox.clone(), options, body.as_bytes(), properties);
         match within(doing, within(doing, posting).await?).await? {
-            Confirmation::Ack(None) => Ok(Sent::Delivered),
-            // lapin hands what was returned to any publish that is confirmed next.
             Confirmation::Ack(Some(returned)) if returned.delivery.routing_key == node.mailbox => Ok(Sent::NoMailbox),
-            Confirmation::Ack(Some(_)) => Ok(Sent::Delivered),
+            // What was returned to somebody else, lapin hands to any publish that is confirmed next.
+            Confirmation::Ack(_) => Ok(Sent::Delivered),
             Confirmation::Nack(_) | Confirmation::NotRequested => Err(Fault::Silent { doing: doing.to_owned() }),
         }
     }

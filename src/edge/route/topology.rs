@@ -135,12 +135,17 @@ impl Topology<'_> {
         }
     }
 
+    /// Declares the intake as it should be.
+    pub(super) async fn declare_intake(&self, channel: &Channel) -> Result<(), Fault> {
+        let names = self.names;
+        self.exchange(channel, &names.intake, kind(self.intake.kind), Some(&names.intake_held)).await
+    }
+
     /// The intake. False if it exists without its alternate exchange as an argument, which a policy may give it instead.
     pub(super) async fn intake(&self, control: &Link) -> Result<bool, Fault> {
         let names = self.names;
         let channel = open(control).await?;
-        let declared = self.exchange(&channel, &names.intake, kind(self.intake.kind), Some(&names.intake_held)).await;
-        let detail = match declared {
+        let detail = match self.declare_intake(&channel).await {
             Ok(()) => {
                 let _ = channel.close(200, "done".into()).await;
                 return Ok(true);

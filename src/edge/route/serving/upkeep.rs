@@ -33,19 +33,16 @@ impl Serving<'_> {
     /// Declares again what somebody may have deleted. Producers see nothing of a missing holding queue, nor of an intake that
     /// one of them made anew without its alternate exchange: their messages are confirmed, and nobody has them. Cancel-safe.
     pub(super) async fn look(&self) -> Result<(), Fault> {
-        let intake = async {
-            if self.is_plain && !self.topology.intake(&self.links.control).await? {
-                return Err(Fault::Nowhere { exchange: self.names.intake.to_string() });
+        let channel = topology::open(&self.links.control).await?;
+        let intake = async { if self.is_plain { self.topology.declare_intake(&channel).await } else { Ok(()) } };
+        match try_join!(self.topology.declare_holding(&channel), self.topology.declare_edge(&channel), intake) {
+            Err(Fault::Topology { .. }) => Err(Fault::Nowhere { exchange: self.names.intake.to_string() }),
+            looked => {
+                looked?;
+                let _ = channel.close(200, "done".into()).await;
+                Ok(())
             }
-            Ok(())
-        };
-        let others = async {
-            let channel = topology::open(&self.links.control).await?;
-            try_join!(self.topology.declare_holding(&channel), self.topology.declare_edge(&channel))?;
-            let _ = channel.close(200, "done".into()).await;
-            Ok(())
-        };
-        try_join!(intake, others).map(drop)
+        }
     }
 
     /// Binds what somebody may have unbound. Never given up half way, or a shut could overtake it.
