@@ -24,6 +24,9 @@ pub mod status;
 
 pub use exit::{Coded, Exit};
 
+/// Longer than the ten seconds between two looks at a watched file.
+const KEEP_THREADS: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Admission control for Celery workers at the message broker.
 #[derive(Debug, Parser)]
 #[command(name = "worker-gate", version, propagate_version = false, arg_required_else_help = true)]
@@ -240,9 +243,9 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
 }
 
 /// One thread: what runs on it does little but wait, and between an edit and the shut of an edge every change of threads shows.
-/// Whatever may block has a thread of its own.
+/// Whatever may block has a thread of its own, which is kept from one look at the files to the next.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread().thread_keep_alive(KEEP_THREADS).enable_all().build()?)
 }
 
 async fn status_command(context: &Context, json: bool) -> anyhow::Result<Exit> {
