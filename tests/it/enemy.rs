@@ -59,6 +59,36 @@ fn a_backlog_that_takes_long_to_move_is_neither_a_bypass_nor_taken_nor_held_whil
 }
 
 #[test]
+fn a_crowd_on_one_profile_is_opened_shut_and_opened_again_and_every_change_is_told() {
+    const CROWD: usize = 150;
+    let (vhost, host) = (vhost(), Host::new("crowd"));
+    let mut settings = host.settings_without_workers(&vhost.url());
+    for n in 0..CROWD {
+        let lane = format!("codex-{n}");
+        host.add_worker(&mut settings, &lane, &format!(r#"exchange = "codex", type = "direct", keys = ["{lane}"]"#));
+    }
+    let gate = host.start(&settings);
+    let open =
+        |bound, edges| until(bound, &format!("{edges} are open"), || vhost.bindings_from("codex").len() == edges);
+    open(LONG, CROWD);
+    let facts = Facts::of(&vhost);
+    for (profile, edges, kind) in [(DRIFTED, 0, "worker-quarantined"), (MANAGED, CROWD, "worker-admitted")] {
+        host.set_profile(profile);
+        open(SOON, edges);
+        until(LONG, kind, || {
+            let told: BTreeSet<_> = facts
+                .all()
+                .iter()
+                .filter(|fact| fact.kind() == kind)
+                .map(|fact| fact.body["worker_name"].to_string())
+                .collect();
+            told.len() == CROWD
+        });
+    }
+    assert!(!gate.log().contains("lost the connection"), "{}", gate.log());
+}
+
+#[test]
 fn a_bypass_of_an_edge_that_was_never_open_is_reported() {
     let (vhost, host) = (vhost(), Host::new("first-bypass"));
     host.set_profile(DRIFTED);
