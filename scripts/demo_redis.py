@@ -1,6 +1,7 @@
 """The story on Redis: one queue as intake, and two workers that share it, each with a lane and a home of its own."""
 import base64
 import json
+import math
 import signal
 import time
 
@@ -89,10 +90,11 @@ offline_after = "10s\""""
     def killed(self):
         tell("the gate is killed with SIGKILL")
         self.processes.kill(self.gate)
-        self.dead_since = time.time()
         # What it had sent before it died, Redis does.
         time.sleep(0.05)
-        self.waiting_then = frozenset(self.contents(INTAKE))
+        # Nobody moves anything from here on, and the edges' keys only outlive their gate.
+        self.dead = Span(time.time(), math.inf, False, frozenset(self.contents(INTAKE)))
+        self.witness.dead = [self.dead]
         fed = [len(self.contents(worker.lane)) for worker in WORKERS]
         if max(fed) > DEPTH:
             raise Broken(f"more than {DEPTH} wait in a lane: {fed}")
@@ -104,10 +106,10 @@ offline_after = "10s\""""
         tell("another gate starts; it has to wait until Redis gives the workers up")
         self.start_gate()
         for worker in WORKERS:
-            shut = wait_for(30, f"the edge of {worker.name} expires", lambda: self.witness.shut_since(worker, self.dead_since))
-            # Nobody moved anything from the gate's death on, and the edge's key only outlived it.
-            self.witness.add(worker, Span(self.dead_since, shut, False, self.waiting_then))
-        tell(f"{milliseconds(shut - self.dead_since)} after the gate's death its keys have expired", 1)
+            shut = wait_for(30, f"the edge of {worker.name} expires", lambda: self.witness.shut_since(worker, self.dead.first))
+        # From here on the witness sees by itself whether an edge is open.
+        self.dead.last = shut
+        tell(f"{milliseconds(shut - self.dead.first)} after the gate's death its keys have expired", 1)
         wait_for(30, "the new gate has both workers", lambda: self.gate_lives() or self.is_held())
         self.admitted(started)
 
@@ -179,7 +181,7 @@ class KeyWitness(Witness):
     def __init__(self, url):
         super().__init__(WORKERS)
         self.redis = connect(url)
-        self.added = {worker: [] for worker in WORKERS}
+        self.dead = []  # while there was no gate
 
     def work(self):
         edges = [key("edge", worker) for worker in WORKERS]
@@ -193,9 +195,5 @@ class KeyWitness(Witness):
                 self.saw(worker, before, after, there == "1", waiting)
             self.stopped.wait(0.005)
 
-    def add(self, worker, span):
-        """Adds what the broker does not show."""
-        self.added[worker].append(span)
-
     def shut_spans(self, worker):
-        return self.added[worker] + super().shut_spans(worker)
+        return self.dead + super().shut_spans(worker)

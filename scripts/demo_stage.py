@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
+CACHE = (ROOT / ".cache").resolve()
 # Not below the system's folder for temporary files: the Codex CLI refuses a home there.
 BASE = CACHE / "demo"
 RUN = BASE / "run"
@@ -178,9 +178,10 @@ class Witness(Thread):
 
     def shut_since(self, worker, moment):
         """When the edge was first seen shut after this moment, if it was."""
-        return next((span.first for span in self.shut_spans(worker) if span.last >= moment), None)
+        return next((span.first for span in list(self.spans[worker]) if not span.is_open and span.last >= moment), None)
 
     def shut_spans(self, worker):
+        """All of the time in which nothing may have come to this worker."""
         return [span for span in list(self.spans[worker]) if not span.is_open]
 
 
