@@ -38,6 +38,7 @@ pub mod identity;
 pub mod model;
 pub mod probe;
 pub mod profile;
+pub mod redis;
 pub mod report;
 pub mod rush;
 pub mod secret;

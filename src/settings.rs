@@ -66,6 +66,8 @@ pub struct Broker {
     pub global_keyprefix: String,
     /// Redis: the priority lists, ascending, starting with 0.
     pub priority_steps: Vec<u8>,
+    /// Redis behind sentinels: the name of the master.
+    pub master_name: String,
     /// TLS for `amqps://` and `rediss://`.
     pub tls: Tls,
 }

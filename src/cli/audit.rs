@@ -71,9 +71,9 @@ mod tests {
     fn log() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let mut scribe = Scribe::open(dir.path(), "g").unwrap();
-        scribe.write(&fact(FactKind::GateOnline, None, true));
-        scribe.write(&fact(FactKind::WorkerAdmitted, Some("codex-0"), true));
-        scribe.write(&fact(FactKind::WorkerAdmitted, Some("codex-1"), true));
+        scribe.write(&[fact(FactKind::GateOnline, None, true)]);
+        scribe.write(&[fact(FactKind::WorkerAdmitted, Some("codex-0"), true)]);
+        scribe.write(&[fact(FactKind::WorkerAdmitted, Some("codex-1"), true)]);
         let path = dir.path().join(FILE_NAME);
         (dir, path)
     }

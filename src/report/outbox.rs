@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Both stores are bounded, and neither makes anybody wait. A fact that finds the queue full is lost, and leaves a hole
-//! in the sequence; one that is pushed out of the backlog is in the audit log and was not published. Both are logged.
+//! in the sequence; one that is pushed out of the backlog was not published. Both are logged. Health checks that say nothing
+//! new are pushed out first; everything else is in the audit log.
 
 use std::{
     collections::VecDeque,
@@ -49,6 +50,9 @@ const BACKLOG: usize = 4096;
 /// The same for each worker. A thousand that drift or are admitted together have some four events each, and the broker
 /// takes a thousand in a second.
 const BACKLOG_EACH: usize = 16;
+
+/// So many facts go to the disk together, if so many have come.
+const TOGETHER: usize = 64;
 
 /// A disk that has not answered for so long is reported as one that fails.
 const DISK_PATIENCE: Duration = Duration::from_secs(10);
@@ -161,7 +165,8 @@ pub(super) struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    backlog: VecDeque<Arc<Event>>,
+    /// In the order of their sequence.
+    backlog: VecDeque<Waiting>,
     /// Pushed out of the backlog since something was last published.
     pushed_out: u64,
     unpublished: u64,
@@ -173,38 +178,49 @@ struct State {
     writer_ended: bool,
 }
 
+/// An event that the broker has not confirmed.
+#[derive(Debug)]
+struct Waiting {
+    event: Arc<Event>,
+    audited: bool,
+}
+
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that is done under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, event: Event) {
+    /// Adds an event for the broker. Where there is no room, one that is told again soon goes first: a check that says what it
+    /// said before.
+    fn push(&self, event: Event, audited: bool) {
         let mut state = self.state();
         if state.backlog.len() >= self.room {
-            state.backlog.pop_front();
+            let routine = state.backlog.iter().position(|waiting| !waiting.audited).unwrap_or_default();
+            state.backlog.remove(routine);
             state.unpublished += 1;
             state.pushed_out += 1;
             if state.pushed_out == 1 {
                 tracing::warn!(
                     backlog = self.room,
-                    "the broker has been away for long: the oldest facts go to the audit log only"
+                    "the broker is away or does not keep up: facts go to the audit log only, repeated health checks nowhere"
                 );
             }
         }
-        state.backlog.push_back(Arc::new(event));
+        state.backlog.push_back(Waiting { event: Arc::new(event), audited });
         drop(state);
         self.changed.notify_one();
     }
 
-    /// The oldest event that waits for the broker; it stays until it is [`Shared::published`]. `None` when there will
-    /// be no more.
-    pub(super) async fn next(&self) -> Option<Arc<Event>> {
+    /// The oldest event that waits for the broker and comes after `last`; it stays until it is [`Shared::published`]. `None`
+    /// when there will be no more. Cancel-safe.
+    pub(super) async fn next(&self, last: Option<u64>) -> Option<Arc<Event>> {
         loop {
             {
                 let state = self.state();
-                if let Some(event) = state.backlog.front() {
-                    return Some(Arc::clone(event));
+                let from = last.map_or(0, |last| state.backlog.partition_point(|waiting| waiting.event.seq() <= last));
+                if let Some(waiting) = state.backlog.get(from) {
+                    return Some(Arc::clone(&waiting.event));
                 }
                 if state.writer_ended {
                     return None;
@@ -225,12 +241,13 @@ impl Shared {
     pub(super) fn published(&self, event: &Arc<Event>) {
         let mut state = self.state();
         // It may have been pushed out while the confirm was on its way.
-        if state.backlog.front().is_some_and(|front| Arc::ptr_eq(front, event)) {
+        if state.backlog.front().is_some_and(|front| Arc::ptr_eq(&front.event, event)) {
             state.backlog.pop_front();
         }
-        let pushed_out = std::mem::take(&mut state.pushed_out);
-        if pushed_out > 0 {
-            tracing::warn!(pushed_out, "facts are published again; the older ones are in the audit log only");
+        // One loud line for a rush, not one for each of its events.
+        if state.pushed_out > 0 && state.backlog.len() < self.room / 2 {
+            let pushed_out = std::mem::take(&mut state.pushed_out);
+            tracing::warn!(pushed_out, "facts are published again; these were not");
         }
     }
 
@@ -245,10 +262,11 @@ impl Shared {
     }
 }
 
-/// The thread's work: one fact after the other, until nobody can offer any more.
+/// The thread's work: whatever has come by now, in one go, until nobody can offer any more.
 fn write_down(mut scribe: Scribe, mut facts: mpsc::Receiver<Fact>, shared: &Shared) {
     let _ended = Ended(shared);
-    while let Some(fact) = facts.blocking_recv() {
+    let mut together = Vec::new();
+    while facts.blocking_recv_many(&mut together, TOGETHER) > 0 {
         let lost = shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             tracing::error!(lost, "the audit log keeps up again; the sequence has a hole of the facts that were lost");
@@ -256,17 +274,19 @@ fn write_down(mut scribe: Scribe, mut facts: mpsc::Receiver<Fact>, shared: &Shar
         }
         {
             let mut state = shared.state();
-            state.taken += 1;
+            state.taken += together.len() as u64;
             state.writing_since = Some(Instant::now());
         }
-        let event = scribe.write(&fact);
+        let events = scribe.write(&together);
         {
             let mut state = shared.state();
             state.writing_since = None;
             state.problem = scribe.problem().map(str::to_owned);
             state.unwritten = scribe.unwritten();
         }
-        shared.push(event);
+        for (event, fact) in events.into_iter().zip(together.drain(..)) {
+            shared.push(event, fact.audited);
+        }
     }
     // Before the end is announced, so that the next gate finds the directory free.
     drop(scribe);

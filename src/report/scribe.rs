@@ -63,23 +63,27 @@ impl Scribe {
         self.stamper.skip(facts);
     }
 
-    /// Stamps a fact and writes it down. The event is there even if the disk refuses it; it then says so itself, in
-    /// `audit_problem`, where it would otherwise have the chain's newest hash in `audit_hash`.
-    pub fn write(&mut self, fact: &Fact) -> Event {
+    /// Stamps facts and writes them down together: each is on the disk before any of them is told. The events are there even
+    /// if the disk refuses them; they then say so themselves, in `audit_problem`, where they would otherwise have the chain's
+    /// newest hash in `audit_hash`.
+    pub fn write(&mut self, facts: &[Fact]) -> Vec<Event> {
         let opened = if self.log.is_open() { Ok(()) } else { self.resume() };
-        let mut event = self.stamper.stamp(fact);
-        let written = match (fact.audited, opened) {
-            (true, _) => self.log.append(event.to_json()).map(|_| ()),
-            (false, Ok(())) => self.log.write_waiting().and_then(|()| self.seq.write(event.seq())),
-            (false, Err(err)) => Err(err),
-        };
-        self.tell(written.as_ref().err());
-        match (&self.problem, self.log.head()) {
-            (Some(problem), _) => event.set("audit_problem", problem.as_str()),
-            (None, Some(head)) => event.set("audit_hash", head),
-            (None, None) => {}
+        let mut events: Vec<_> = facts.iter().map(|fact| self.stamper.stamp(fact)).collect();
+        let audited = events.iter().zip(facts).filter(|(_, fact)| fact.audited).map(|(event, _)| event.to_json());
+        let mut written = self.log.append(audited);
+        // The log itself holds the number of an event that is in it.
+        if let Some((event, _)) = events.iter().zip(facts).rfind(|(_, fact)| !fact.audited) {
+            written = written.and(opened).and_then(|()| self.seq.write(event.seq()));
         }
-        event
+        self.tell(written.as_ref().err());
+        for event in &mut events {
+            match (&self.problem, self.log.head()) {
+                (Some(problem), _) => event.set("audit_problem", problem.as_str()),
+                (None, Some(head)) => event.set("audit_hash", head),
+                (None, None) => {}
+            }
+        }
+        events
     }
 
     fn resume(&mut self) -> Result<(), AuditError> {
@@ -171,26 +175,43 @@ mod tests {
         fact(FactKind::GateHeartbeat, None, false)
     }
 
+    fn write(scribe: &mut Scribe, fact: Fact) -> Event {
+        scribe.write(&[fact]).remove(0)
+    }
+
+    #[test]
+    fn facts_that_are_written_together_keep_their_order_in_the_sequence_and_in_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut scribe = Scribe::open(dir.path(), "g").unwrap();
+        let facts: Vec<_> = (0..200).map(|n| if n % 3 == 0 { audited() } else { heartbeat() }).collect();
+        let seqs: Vec<_> = scribe.write(&facts).iter().map(Event::seq).collect();
+        assert_eq!(seqs, (1..=200).collect::<Vec<_>>());
+        let summary = verify(&dir.path().join(FILE_NAME)).unwrap();
+        assert_eq!((summary.lines, summary.last_seq), (67, Some(199)));
+        drop(scribe);
+        assert_eq!(write(&mut Scribe::open(dir.path(), "g").unwrap(), audited()).seq(), 201);
+    }
+
     #[test]
     fn the_sequence_goes_on_over_a_restart_through_audited_and_unaudited_events() {
         let dir = tempfile::tempdir().unwrap();
         let mut scribe = Scribe::open(dir.path(), "g").unwrap();
-        let seqs = [audited(), heartbeat(), heartbeat()].map(|fact| scribe.write(&fact).seq());
+        let seqs = [audited(), heartbeat(), heartbeat()].map(|fact| write(&mut scribe, fact).seq());
         drop(scribe);
         assert_eq!(seqs, [1, 2, 3]);
 
         let mut scribe = Scribe::open(dir.path(), "g").unwrap();
-        assert_eq!([audited(), audited()].map(|fact| scribe.write(&fact).seq()), [4, 5]);
+        assert_eq!([audited(), audited()].map(|fact| write(&mut scribe, fact).seq()), [4, 5]);
         drop(scribe);
 
-        assert_eq!(Scribe::open(dir.path(), "g").unwrap().write(&heartbeat()).seq(), 6);
+        assert_eq!(write(&mut Scribe::open(dir.path(), "g").unwrap(), heartbeat()).seq(), 6);
     }
 
     #[test]
     fn the_sequence_goes_on_where_the_directory_can_be_read_and_not_be_taken() {
         let dir = tempfile::tempdir().unwrap();
         let mut scribe = Scribe::open(dir.path(), "g").unwrap();
-        let seqs = [heartbeat(), audited(), audited()].map(|fact| scribe.write(&fact).seq());
+        let seqs = [heartbeat(), audited(), audited()].map(|fact| write(&mut scribe, fact).seq());
         drop(scribe);
         assert_eq!(seqs, [1, 2, 3]);
         let lock = dir.path().join("gate.lock");
@@ -199,9 +220,9 @@ mod tests {
 
         let mut scribe = Scribe::open(dir.path(), "g").unwrap();
         assert!(scribe.problem().is_some());
-        assert_eq!(scribe.write(&audited()).seq(), 4);
+        assert_eq!(write(&mut scribe, audited()).seq(), 4);
         fs::remove_dir(&lock).unwrap();
-        assert_eq!(scribe.write(&audited()).seq(), 5);
+        assert_eq!(write(&mut scribe, audited()).seq(), 5);
         assert_eq!(verify(&dir.path().join(FILE_NAME)).unwrap().last_seq, Some(5));
     }
 
@@ -209,8 +230,8 @@ mod tests {
     fn every_event_bears_witness_of_the_chains_newest_hash_and_unaudited_ones_are_not_in_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let mut scribe = Scribe::open(dir.path(), "g").unwrap();
-        let first = scribe.write(&audited());
-        let beat = scribe.write(&heartbeat());
+        let first = write(&mut scribe, audited());
+        let beat = write(&mut scribe, heartbeat());
         let summary = verify(&dir.path().join(FILE_NAME)).unwrap();
         assert_eq!(summary.lines, 1);
         assert_eq!(first.fields()["audit_hash"], summary.head);
@@ -234,17 +255,17 @@ mod tests {
         let mut scribe = Scribe::open(&state, "g").unwrap();
         assert!(scribe.problem().unwrap().starts_with("failed to make the directory"), "{:?}", scribe.problem());
 
-        let event = scribe.write(&audited());
+        let event = write(&mut scribe, audited());
         let problem = event.fields()["audit_problem"].as_str().unwrap();
         assert!(
             problem.contains("gate.state_dir") && problem.ends_with("; facts that wait for the disk: 1"),
             "{problem}"
         );
         assert!(!event.fields().contains_key("audit_hash"));
-        assert!(scribe.write(&heartbeat()).fields().contains_key("audit_problem"));
+        assert!(write(&mut scribe, heartbeat()).fields().contains_key("audit_problem"));
 
         fs::remove_file(&state).unwrap();
-        let event = scribe.write(&heartbeat());
+        let event = write(&mut scribe, heartbeat());
         assert_eq!(scribe.problem(), None);
         let summary = verify(&state.join(FILE_NAME)).unwrap();
         assert_eq!((summary.lines, summary.last_seq), (1, Some(1)), "the fact that waited was written");

@@ -40,6 +40,7 @@ pub(super) struct Broker {
     pub(super) heartbeat: Duration,
     pub(super) global_keyprefix: String,
     pub(super) priority_steps: Vec<u8>,
+    pub(super) master_name: String,
     pub(super) ca_file: String,
     pub(super) cert_file: String,
     pub(super) key_file: String,

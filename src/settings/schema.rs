@@ -66,6 +66,7 @@ static BROKER: &[Field] = &[
     field("heartbeat", Kind::Duration(1)),
     field("global_keyprefix", Kind::Text),
     field("priority_steps", Kind::List(&Kind::Int(0, 255))),
+    field("master_name", Kind::Text),
     field("ca_file", Kind::Text),
     field("cert_file", Kind::Text),
     field("key_file", Kind::Text),

@@ -138,6 +138,13 @@ fn broker(raw: raw::Broker, look: &mut Look<'_>) -> Option<Broker> {
             "write them ascending and starting with 0, such as [0, 3, 6, 9]",
         );
     }
+    let is_sentinel = |url: &BrokerUrl| {
+        matches!(url, BrokerUrl::Redis(RedisUrl { endpoint: RedisEndpoint::Sentinel { .. }, .. }))
+    };
+    if raw.master_name.is_empty() && urls.iter().any(is_sentinel) {
+        let remedy = "write the name that sentinel.conf gives it, such as \"mymaster\"";
+        look.wrong([&path.key("master_name"), &url], "sentinels are asked for a master, and it has no name", remedy);
+    }
     for (this, other, given) in [
         ("cert_file", "key_file", (&raw.cert_file, &raw.key_file)),
         ("key_file", "cert_file", (&raw.key_file, &raw.cert_file)),
@@ -153,6 +160,7 @@ fn broker(raw: raw::Broker, look: &mut Look<'_>) -> Option<Broker> {
         heartbeat: raw.heartbeat,
         global_keyprefix: raw.global_keyprefix,
         priority_steps: raw.priority_steps,
+        master_name: raw.master_name,
         tls,
     })
 }

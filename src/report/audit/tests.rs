@@ -19,7 +19,7 @@ fn log_of(entries: u64) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let mut log = AuditLog::new(dir.path());
     for seq in 1..=entries {
-        log.append(event(seq)).unwrap();
+        log.append([event(seq)]).unwrap();
     }
     let path = log.path();
     (dir, path)
@@ -113,7 +113,7 @@ fn opening_again_continues_the_chain() {
     let (dir, path) = log_of(2);
     let mut log = AuditLog::new(dir.path());
     assert_eq!(log.open().unwrap(), Opened { last_seq: 2, torn: None });
-    log.append(event(3)).unwrap();
+    log.append([event(3)]).unwrap();
     assert_eq!(verify(&path).unwrap().last_seq, Some(3));
 }
 
@@ -130,7 +130,7 @@ fn a_torn_end_is_set_aside_whole_and_the_chain_goes_on_without_it() {
         assert_eq!(fs::read(&aside.path).unwrap(), torn);
         assert!(aside.path.file_name().unwrap().to_str().unwrap().starts_with("audit.torn-2"), "{aside:?}");
         assert_eq!(fs::read(&path).unwrap(), whole);
-        log.append(event(3)).unwrap();
+        log.append([event(3)]).unwrap();
         assert_eq!(verify(&path).unwrap().lines, 3);
     }
 }
@@ -150,7 +150,7 @@ fn an_edited_last_line_is_evidence_and_stays_where_it_is() {
     fs::write(&path, fs::read_to_string(&path).unwrap().replace("– 2", "– 7")).unwrap();
     let mut log = AuditLog::new(dir.path());
     assert_eq!(log.open().unwrap().torn, None);
-    log.append(event(3)).unwrap();
+    log.append([event(3)]).unwrap();
     assert_eq!(lines(&path).len(), 3);
     match verify(&path).unwrap_err() {
         VerifyError::Broken(found) => assert_eq!(found, Broken { line: 2, why: Why::Edited }),
@@ -162,15 +162,15 @@ fn an_edited_last_line_is_evidence_and_stays_where_it_is() {
 fn a_log_that_is_moved_away_or_written_to_by_others_is_noticed_before_the_next_line() {
     let (dir, path) = log_of(0);
     let mut log = AuditLog::new(dir.path());
-    log.append(event(1)).unwrap();
+    log.append([event(1)]).unwrap();
     fs::rename(&path, dir.path().join("audit.old")).unwrap();
-    log.append(event(2)).unwrap();
+    log.append([event(2)]).unwrap();
     let summary = verify(&path).unwrap();
     assert_eq!((summary.lines, summary.first_seq), (1, Some(2)), "a new log begins, and shows that one came before");
 
     let mut foreign = fs::OpenOptions::new().append(true).open(&path).unwrap();
     std::io::Write::write_all(&mut foreign, b"who was here").unwrap();
-    log.append(event(3)).unwrap();
+    log.append([event(3)]).unwrap();
     assert_eq!(verify(&path).unwrap().lines, 2);
     let aside = |entry: &fs::DirEntry| entry.file_name().to_str().unwrap().starts_with("audit.torn-");
     assert_eq!(fs::read_dir(dir.path()).unwrap().map(Result::unwrap).filter(aside).count(), 1);
@@ -183,14 +183,14 @@ fn a_symlink_or_a_device_in_the_logs_place_is_never_written_to() {
     fs::write(&target, "").unwrap();
     std::os::unix::fs::symlink(&target, dir.path().join(FILE_NAME)).unwrap();
     let mut log = AuditLog::new(dir.path());
-    assert!(matches!(log.append(event(1)).unwrap_err(), AuditError::Io { what: "open the audit log", .. }));
+    assert!(matches!(log.append([event(1)]).unwrap_err(), AuditError::Io { what: "open the audit log", .. }));
     assert_eq!(fs::read(&target).unwrap(), b"");
 
     fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
     nix::unistd::mkfifo(&dir.path().join(FILE_NAME), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    assert!(matches!(log.append(event(2)).unwrap_err(), AuditError::NotAFile { .. }));
+    assert!(matches!(log.append([event(2)]).unwrap_err(), AuditError::NotAFile { .. }));
     fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
-    log.append(event(3)).unwrap();
+    log.append([event(3)]).unwrap();
     assert_eq!(verify(&log.path()).unwrap().lines, 3, "what was refused waited for its turn");
 }
 
@@ -218,13 +218,13 @@ fn with_files_limited_in_size() {
     assert!(std::env::var_os(OWN_PROCESS).is_some(), "the limit would hit the other tests of this process");
     let dir = tempfile::tempdir().unwrap();
     let mut log = AuditLog::new(dir.path());
-    log.append(event(1)).unwrap();
+    log.append([event(1)]).unwrap();
     let before = fs::read(log.path()).unwrap();
     let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
 
     setrlimit(Resource::RLIMIT_FSIZE, before.len() as u64 + 100, hard).unwrap();
     for seq in 2..=3 {
-        let refused = log.append(event(seq)).unwrap_err();
+        let refused = log.append([event(seq)]).unwrap_err();
         assert!(matches!(refused, AuditError::Io { what: "write the audit log", .. }), "{refused}");
         assert_eq!(fs::read(log.path()).unwrap(), before);
         assert!(log.is_open(), "the chain is known to be whole");
@@ -232,7 +232,7 @@ fn with_files_limited_in_size() {
     assert_eq!(log.backlog(), (2, 0));
 
     setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
-    log.append(event(4)).unwrap();
+    log.append([event(4)]).unwrap();
     let summary = verify(&log.path()).unwrap();
     assert_eq!((summary.lines, summary.last_seq), (4, Some(4)));
 }

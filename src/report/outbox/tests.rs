@@ -79,15 +79,32 @@ async fn the_backlog_keeps_the_newest_and_counts_what_it_pushed_out() {
     let shared = Shared { room: BACKLOG, ..Shared::default() };
     let mut stamper = crate::report::event::Stamper::new("g");
     for _ in 0..BACKLOG + 10 {
-        shared.push(stamper.stamp(&audited()));
+        shared.push(stamper.stamp(&audited()), true);
     }
-    let first = shared.next().await.unwrap();
+    let first = shared.next(None).await.unwrap();
     assert_eq!(first.seq(), 11);
     assert_eq!(shared.leftover().unpublished, BACKLOG as u64 + 10);
 
-    shared.push(stamper.stamp(&audited()));
+    shared.push(stamper.stamp(&audited()), true);
     shared.published(&first);
-    assert_eq!(shared.next().await.unwrap().seq(), 12, "a confirm for what was pushed out removes nothing else");
+    assert_eq!(shared.next(None).await.unwrap().seq(), 12, "a confirm for what was pushed out removes nothing else");
+}
+
+#[tokio::test]
+async fn what_is_told_again_soon_is_pushed_out_before_what_is_told_once() {
+    let shared = Shared { room: 4, ..Shared::default() };
+    let mut stamper = crate::report::event::Stamper::new("g");
+    let routine = || fact(FactKind::WorkerHealthCheck, Some("codex-0"), false);
+    for fact in [audited(), routine(), audited(), routine(), audited(), audited(), audited()] {
+        shared.push(stamper.stamp(&fact), fact.audited);
+    }
+    let (mut last, mut seqs) = (None, Vec::new());
+    while seqs.len() < 4 {
+        let event = shared.next(last).await.unwrap();
+        last = Some(event.seq());
+        seqs.push(event.seq());
+    }
+    assert_eq!(seqs, [3, 5, 6, 7], "both routine ones went, and then the oldest of the others");
 }
 
 #[tokio::test]
