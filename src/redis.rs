@@ -93,17 +93,12 @@ pub async fn master(broker: &settings::Broker) -> Option<String> {
     None
 }
 
-async fn connect_one(
-    url: &RedisUrl,
-    broker: &settings::Broker,
-    purpose: &str,
-) -> Result<(Link, Pushes), ConnectError> {
+async fn connect_one(url: &RedisUrl, broker: &settings::Broker, purpose: &str) -> Result<(Link, Pushes), ConnectError> {
     let (addr, tls) = match &url.endpoint {
         RedisEndpoint::Tcp { host, port, tls: false } => (ConnectionAddr::Tcp(host.clone(), *port), false),
-        RedisEndpoint::Tcp { host, port, tls: true } => (
-            ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
-            true,
-        ),
+        RedisEndpoint::Tcp { host, port, tls: true } => {
+            (ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }, true)
+        }
         RedisEndpoint::Socket(path) => (ConnectionAddr::Unix(path.clone()), false),
         RedisEndpoint::Sentinel { host, port } => {
             let (host, port) = ask_sentinel(host, *port, &broker.master_name).await?;
@@ -156,7 +151,10 @@ async fn connect_one(
     let role: Vec<::redis::Value> = cmd("ROLE").query_async(&mut connection).await.unwrap_or_default();
     if matches!(role.first(), Some(::redis::Value::BulkString(role)) if role == b"slave") {
         // Behind a sentinel this passes: the failover is not over.
-        return Err(ConnectError::Unreachable { address, detail: "it is a replica, which takes no messages".to_owned() });
+        return Err(ConnectError::Unreachable {
+            address,
+            detail: "it is a replica, which takes no messages".to_owned(),
+        });
     }
     let name: Cmd = cmd("CLIENT").arg("SETNAME").arg(purpose.replace(' ', ":")).take();
     // Only for whoever reads CLIENT LIST.

@@ -98,7 +98,9 @@ impl ConnectError {
                 Self::Unfit { address, detail: "it does not speak RESP3; Redis 6.2 or newer is needed".to_owned() }
             }
             _ if error.is_timeout() => Self::TimedOut { address },
-            ErrorKind::Io if tls && !error.is_connection_refusal() && !is_system(error) => Self::Tls { address, detail },
+            ErrorKind::Io if tls && !error.is_connection_refusal() && !is_system(error) => {
+                Self::Tls { address, detail }
+            }
             ErrorKind::Io => Self::Unreachable { address, detail },
             _ if error.is_connection_dropped() => Self::Unreachable { address, detail },
             ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
