@@ -9,7 +9,10 @@
 //! The arms of the `select!` only make inputs; what they mean is decided in `verdict`. All tasks live in one `JoinSet`, and
 //! one that ends early stops the gate in good order, because a gate that has lost a part can vouch for nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -19,10 +22,7 @@ use tokio::{
 
 use crate::{
     clock,
-    edge::{
-        fault::Fault,
-        links::{self, LinkState},
-    },
+    edge::fault::Fault,
     identity::Identity,
     model::{EdgeReport, Fact, FactKind, ImageReport, Mono, Now, Observation, Record, VersionChange, WorkerName},
     probe,
@@ -37,12 +37,14 @@ use crate::{
     watch::Watcher,
 };
 
+mod broker;
 mod channel;
 mod crew;
 mod parts;
 mod reload;
 mod setup;
 
+use broker::Broker;
 use crew::Crew;
 use parts::{Parts, Signals};
 pub use reload::Load;
@@ -107,33 +109,19 @@ pub enum End {
 /// What makes guarding impossible; every edge is shut by then.
 pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
     let Setup { settings, identities, runner, file } = setup;
-    let url = supported(&settings)?.clone();
+    supported(&settings)?;
     let mut signals = Signals::new().map_err(DaemonError::Start)?;
     let listener = match &settings.gate.listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
     let scribe = Scribe::open(&settings.gate.state_dir, &settings.gate.name).map_err(DaemonError::State)?;
-    let (link_state, links) = watch::channel(LinkState::Down(None));
     let (channels, channel) = watch::channel(None);
     let outbox = Outbox::spawn(scribe, settings.events.exchange.clone(), settings.workers.len(), channel)
         .map_err(DaemonError::Start)?;
 
     let mut parts = Parts::new();
-    {
-        let (broker, gate, stop) = (settings.broker.clone(), settings.gate.name.clone(), parts.stop_links.clone());
-        // The other parts end with the last sender. This one lives as long as the gate, so that the link is the first to end
-        // when it ends for a reason, and the reason is heard.
-        let link_state = link_state.clone();
-        parts.spawn("the link".to_owned(), async move { links::keep(&broker, &gate, &link_state, &stop).await });
-    }
-    {
-        let (links, exchange, stop) = (links.clone(), settings.events.exchange.clone(), parts.stop_links.clone());
-        let (vhost, user) = (url.vhost.clone(), url.user.clone());
-        parts.spawn("the events' channel".to_owned(), async move {
-            channel::keep(links, &exchange, (&vhost, &user), &channels, &stop).await
-        });
-    }
+    let broker = Arc::new(Broker::start(&settings, &mut parts, channels));
     let (watcher, watching) = Watcher::start();
     parts.spawn_probe(watching.run());
     let (images, image) = mpsc::channel(1);
@@ -143,7 +131,7 @@ pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
 
     let (observations, observed) = mpsc::channel(INPUTS);
     let (reports, reported) = mpsc::channel(INPUTS);
-    let mut crew = Crew::new(&settings.gate.name, url, links.clone(), reports, observations, watcher);
+    let mut crew = Crew::new(&settings.gate.name, Arc::clone(&broker), reports, observations, watcher);
     crew.run_edges(&settings.workers, &mut parts);
     crew.run_checks(&settings, &identities, &runner, &mut parts);
     let gate = Gate::new(policy(&settings), owners(&identities));
@@ -166,7 +154,7 @@ pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
         identities,
         outbox,
         crew,
-        links,
+        broker,
         snapshots,
         checked_at: None,
         heartbeat,
@@ -190,7 +178,7 @@ struct Daemon {
     identities: Vec<Identity>,
     outbox: Outbox,
     crew: Crew,
-    links: watch::Receiver<LinkState>,
+    broker: Arc<Broker>,
     snapshots: watch::Sender<Snapshot>,
     checked_at: Option<Mono>,
     heartbeat: Instant,
@@ -289,7 +277,7 @@ impl Daemon {
         if !ticked && self.settings.workers.len() > 100 {
             return;
         }
-        let up = matches!(*self.links.borrow(), LinkState::Up(_));
+        let up = self.broker.is_up();
         let view = |record: Record| WorkerView { fresh_until: self.gate.fresh_until(&record.worker_name), record };
         let workers = self.has_news.then(|| self.gate.records().into_iter().map(view).collect());
         self.has_news = false;

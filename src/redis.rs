@@ -19,6 +19,7 @@ use crate::settings::{
     broker_url::{RedisEndpoint, RedisUrl},
 };
 
+pub mod envelope;
 mod error;
 
 pub use error::{ConnectError, retry, text};
@@ -79,6 +80,11 @@ pub async fn connect(broker: &settings::Broker, purpose: &str) -> Result<(Link, 
         }
     }
     Err(worst.unwrap_or(ConnectError::NotRedis))
+}
+
+/// Whether the broker is behind sentinels.
+pub fn has_sentinels(broker: &settings::Broker) -> bool {
+    broker.urls.iter().any(BrokerUrl::is_sentinel)
 }
 
 /// Where the master is that a sentinel names now; `None` if the broker is not behind sentinels, or none of them answers.

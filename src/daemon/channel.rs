@@ -18,6 +18,7 @@ use crate::{
     edge::{
         fault::{Fault, within},
         links::LinkState,
+        rabbitmq::links::Links,
     },
     report::outbox::{self, Outlet},
 };
@@ -30,7 +31,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// # Errors
 /// A refusal that needs a person, if events have never gone out: a gate that nobody can hear is set up wrongly.
 pub(super) async fn keep(
-    mut links: watch::Receiver<LinkState>,
+    mut links: watch::Receiver<LinkState<Links>>,
     exchange: &str,
     (vhost, user): (&str, &str),
     channels: &watch::Sender<Option<Outlet>>,
@@ -44,12 +45,12 @@ pub(super) async fn keep(
                 channels.send_replace(None);
             }
             LinkState::Up(links) => {
-                let dead = !channels.borrow().as_ref().is_some_and(|outlet| outlet.channel.status().connected());
+                let dead = !channels.borrow().as_ref().is_some_and(Outlet::works);
                 if dead {
                     match open(&links.control, &links.publish, exchange, vhost, user).await {
                         Ok(channel) => {
                             worked = true;
-                            channels.send_replace(Some(Outlet { channel, rush: links.rush.clone() }));
+                            channels.send_replace(Some(Outlet::RabbitMq { channel, rush: links.rush.clone() }));
                         }
                         Err(fault) if fault.retry() == Retry::NeedsPerson && !worked => return Err(fault),
                         Err(fault) => tracing::warn!("failed to {fault}"),

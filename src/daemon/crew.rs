@@ -11,24 +11,22 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::parts::Parts;
+use super::{
+    broker::{Broker, Wires},
+    parts::Parts,
+};
 use crate::{
-    edge::{
-        links::LinkState,
-        route::{self, Route},
-    },
     identity::Identity,
     model::{EdgeReport, IdentityId, Observation, Wanted, WorkerName},
     probe::{Runner, Schedule, probes, schedule, toolchain::Hashes},
-    settings::{EdgeKind, Settings, Worker, broker_url::AmqpUrl},
+    settings::{Settings, Worker},
     watch::Watcher,
 };
 
 /// The tasks, and the ends of the channels to them.
 pub(super) struct Crew {
     gate: String,
-    url: AmqpUrl,
-    links: watch::Receiver<LinkState>,
+    broker: Arc<Broker>,
     reports: mpsc::Sender<(WorkerName, EdgeReport)>,
     observations: mpsc::Sender<Observation>,
     watcher: Watcher,
@@ -53,14 +51,13 @@ struct Checks {
 impl Crew {
     pub(super) fn new(
         gate: &str,
-        url: AmqpUrl,
-        links: watch::Receiver<LinkState>,
+        broker: Arc<Broker>,
         reports: mpsc::Sender<(WorkerName, EdgeReport)>,
         observations: mpsc::Sender<Observation>,
         watcher: Watcher,
     ) -> Self {
         let (edges, checks, hashes) = (BTreeMap::new(), BTreeMap::new(), Arc::default());
-        Self { gate: gate.to_owned(), url, links, reports, observations, watcher, hashes, edges, checks }
+        Self { gate: gate.to_owned(), broker, reports, observations, watcher, hashes, edges, checks }
     }
 
     /// Adds an edge for each of these workers that has none.
@@ -88,24 +85,16 @@ impl Crew {
     }
 
     fn run_edge(&mut self, worker: &Worker, after: Option<CancellationToken>, parts: &mut Parts) {
-        let EdgeKind::Route(intake) = &worker.edge else { return };
         let (want, wanted) = watch::channel(Wanted::shut());
         let (stop, gone) = (parts.stop_edges.child_token(), CancellationToken::new());
-        let route = Route {
-            worker: worker.clone(),
-            intake: intake.clone(),
-            gate: self.gate.clone(),
-            vhost: self.url.vhost.clone(),
-            user: self.url.user.clone(),
-        };
-        let ends = route::Ends { links: self.links.clone(), wanted, reports: self.reports.clone() };
-        let (ended, stopped) = (gone.clone().drop_guard(), stop.clone());
+        let wires = Wires { wanted, reports: self.reports.clone(), stop: stop.clone() };
+        let (ended, edge) = (gone.clone().drop_guard(), self.broker.run_edge(&self.gate, worker, wires));
         parts.spawn_until(stop.clone(), format!("the edge of {}", worker.name), async move {
             let _ended = ended;
             if let Some(after) = after {
                 after.cancelled().await;
             }
-            route::run(route, ends, stopped).await
+            edge.await
         });
         self.edges.insert(worker.name.clone(), Edge { want, stop, gone });
     }

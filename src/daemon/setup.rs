@@ -8,7 +8,7 @@ use crate::{
     model::{IdentityId, WorkerName},
     probe::Runner,
     report::http::{Progress, Snapshot},
-    settings::{BrokerUrl, EdgeKind, OnDrift, Settings, broker_url::AmqpUrl},
+    settings::{BrokerUrl, EdgeKind, OnDrift, Settings},
     verdict::{CheckPolicy, FlapPolicy, Policy},
 };
 
@@ -51,21 +51,17 @@ pub fn owners(identities: &[Identity]) -> Vec<(WorkerName, IdentityId)> {
     identities.iter().flat_map(of).collect()
 }
 
-/// The broker's address, if this version can do all that the settings ask for.
-pub(super) fn supported(settings: &Settings) -> Result<&AmqpUrl, DaemonError> {
+/// Whether this version can do all that the settings ask for.
+pub(super) fn supported(settings: &Settings) -> Result<(), DaemonError> {
     let unsupported = |key, what| Err(DaemonError::Unsupported { key, what });
-    if settings.workers.iter().any(|worker| matches!(worker.edge, EdgeKind::Feed(_))) {
+    let on_rabbitmq = matches!(settings.broker.urls.first(), Some(BrokerUrl::Amqp(_)));
+    if on_rabbitmq && settings.workers.iter().any(|worker| matches!(worker.edge, EdgeKind::Feed(_))) {
         return unsupported("workers.edge", "\"feed\" is not in this version; use \"route\" on RabbitMQ");
     }
     if settings.events.mirror_celeryev {
         return unsupported("events.mirror_celeryev", "it is not in this version; set it to false");
     }
-    match settings.broker.urls.first() {
-        Some(BrokerUrl::Amqp(url)) => Ok(url),
-        Some(BrokerUrl::Redis(_)) | None => {
-            unsupported("broker.url", "Redis is not in this version; give the address of a RabbitMQ")
-        }
-    }
+    Ok(())
 }
 
 pub(super) fn first_snapshot(settings: &Settings) -> Snapshot {

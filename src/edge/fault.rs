@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     amqp::{self, ConnectError, Retry},
     model::{Code, Reason},
+    redis,
 };
 
 /// How long a command may take before the connection counts as broken. Commands take a millisecond; a broker under load
@@ -17,6 +18,23 @@ pub enum Fault {
     /// There is no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// There is no connection to Redis.
+    #[error(transparent)]
+    ConnectRedis(#[from] redis::ConnectError),
+    /// Redis refused a command, or the connection broke on it.
+    #[error("{doing}: {}", redis::text(error))]
+    Redis {
+        /// What was being done, as a fragment that can follow "failed to".
+        doing: String,
+        /// Redis' error.
+        error: Box<::redis::RedisError>,
+    },
+    /// Redis let the worker go, because the gate did not say in time that it lives.
+    #[error("keep {worker}: its owner's key has expired, or somebody else has written it; nothing was moved since")]
+    Expired {
+        /// The worker.
+        worker: String,
+    },
     /// The broker refused a command, or the connection broke on it.
     #[error("{doing}: {error}")]
     Command {
@@ -98,9 +116,11 @@ impl Fault {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Connect(error) => error.retry(),
+            Self::ConnectRedis(error) => error.retry(),
             Self::Command { error, .. } => amqp::retry(error),
+            Self::Redis { error, .. } => redis::retry(error),
             Self::Silent { .. } | Self::LinkDown => Retry::AfterReconnect,
-            Self::Owned { .. } | Self::Blocked | Self::Nowhere { .. } => Retry::Soon,
+            Self::Owned { .. } | Self::Expired { .. } | Self::Blocked | Self::Nowhere { .. } => Retry::Soon,
             Self::Permission { .. } | Self::Topology { .. } => Retry::NeedsPerson,
         }
     }
@@ -113,6 +133,13 @@ impl Fault {
             }
             Self::Permission { remedy, .. } | Self::Topology { remedy, .. } => (Code::BrokerRefused, remedy.as_str()),
             Self::Connect(error) if error.retry() == Retry::NeedsPerson => (Code::BrokerRefused, "correct broker.url"),
+            Self::ConnectRedis(error) if error.retry() == Retry::NeedsPerson => {
+                (Code::BrokerRefused, "correct broker.url")
+            }
+            Self::ConnectRedis(_) => (Code::BrokerUnreachable, "see that Redis runs and that broker.url is right"),
+            Self::Redis { error, .. } if redis::retry(error) == Retry::NeedsPerson => {
+                (Code::BrokerRefused, "see Redis' log for the reason")
+            }
             Self::Connect(_) => (Code::BrokerUnreachable, "see that RabbitMQ runs and that broker.url is right"),
             Self::Command { error, .. } if amqp::retry(error) == Retry::NeedsPerson => {
                 (Code::BrokerRefused, "see RabbitMQ's log for the reason")
@@ -120,7 +147,8 @@ impl Fault {
             Self::Nowhere { .. } => {
                 (Code::BrokerRefused, "none: the gate makes the way again, and says so if it cannot")
             }
-            Self::Command { .. } | Self::Silent { .. } | Self::LinkDown | Self::Blocked => {
+            Self::Expired { .. } => (Code::BrokerUnreachable, "none: the gate takes the worker again"),
+            Self::Command { .. } | Self::Redis { .. } | Self::Silent { .. } | Self::LinkDown | Self::Blocked => {
                 (Code::BrokerUnreachable, "none: the gate connects again by itself")
             }
         };
@@ -132,6 +160,9 @@ impl Fault {
         match self {
             Self::Permission { remedy, .. } | Self::Topology { remedy, .. } => Some(remedy),
             Self::Connect(_)
+            | Self::ConnectRedis(_)
+            | Self::Redis { .. }
+            | Self::Expired { .. }
             | Self::Command { .. }
             | Self::Silent { .. }
             | Self::Blocked
@@ -145,8 +176,11 @@ impl Fault {
     pub fn is_permission(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_permission(),
+            Self::ConnectRedis(error) => error.is_permission(),
             Self::Permission { .. } => true,
             Self::Command { .. }
+            | Self::Redis { .. }
+            | Self::Expired { .. }
             | Self::Silent { .. }
             | Self::LinkDown
             | Self::Blocked

@@ -1,26 +1,17 @@
-//! The gate's connections to RabbitMQ, rebuilt as one whenever one of them is lost.
-//!
-//! Three, because a connection that publishes can be blocked by the broker for as long as a memory or disk alarm lasts, and
-//! because a command's answer waits behind every message that was delivered before it:
-//!
-//! - `control` owns the workers, opens and shuts. It never publishes and carries no messages, so nothing delays a shut.
-//! - `moves` consumes what is to be moved. It never publishes, so a lane can be emptied during an alarm.
-//! - `publish` publishes what was moved, and the events.
+//! Keeps the gate connected to its broker, whichever it is, and tells the edges.
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, future::select_all};
 use tokio::{
-    sync::{Mutex, Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{celery::Remote, fault::Fault};
+use super::fault::Fault;
 use crate::{
-    amqp::{self, ConnectError, Link, Retry},
-    model::Reason,
-    rush::Rush,
+    amqp::Retry,
+    model::{Code, Reason},
     settings::Broker,
 };
 
@@ -34,115 +25,88 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// and imports its definitions, users and virtual hosts are missing for a moment.
 const REFUSALS: u32 = 5;
 
-/// So many edges are made ready at once. Each takes up to three channels on `control` meanwhile, and a connection has 2,047.
-const MADE_READY: usize = 32;
+/// The connections to one kind of broker, which live and end together.
+pub trait Connect: Sized + Send + Sync + 'static {
+    /// What people call the broker.
+    const BROKER: &'static str;
 
-/// The connections of one link-up.
-#[derive(Debug)]
-pub struct Links {
-    /// Owns, opens, shuts; never publishes.
-    pub control: Link,
-    /// Consumes; never publishes.
-    pub moves: Link,
-    /// Publishes.
-    pub publish: Link,
-    /// What goes before everything else on these connections.
-    pub rush: Rush,
-    /// A permit for each edge that is made ready.
-    pub(super) ready: Semaphore,
-    /// The way to Celery's workers, made when it is first needed.
-    remote: Mutex<Option<Arc<Remote>>>,
-}
+    /// Makes all of them.
+    fn connect(broker: &Broker, gate: &str) -> impl Future<Output = Result<Self, Fault>> + Send;
 
-impl Links {
-    async fn connect(broker: &Broker, gate: &str) -> Result<Self, ConnectError> {
-        let name = |purpose: &str| format!("worker-gate {gate} {purpose}");
-        Ok(Self {
-            control: amqp::connect(broker, &name("control")).await?,
-            moves: amqp::connect(broker, &name("moves")).await?,
-            publish: amqp::connect(broker, &name("publish")).await?,
-            rush: Rush::default(),
-            ready: Semaphore::new(MADE_READY),
-            remote: Mutex::default(),
-        })
-    }
-
-    /// The way to Celery's workers.
-    pub(super) async fn remote(&self) -> Result<Arc<Remote>, Fault> {
-        let mut remote = self.remote.lock().await;
-        if let Some(remote) = remote.as_ref().filter(|remote| remote.works()) {
-            return Ok(Arc::clone(remote));
-        }
-        let made = Arc::new(Remote::open(&self.moves, &self.publish).await?);
-        *remote = Some(Arc::clone(&made));
-        Ok(made)
-    }
+    /// Resolves with the cause when one of them is gone.
+    fn lost(&self) -> impl Future<Output = String> + Send;
 
     /// Ends all of them at once; the broker shuts every edge that this gate held open.
-    pub fn cut(&self) {
-        self.control.cut();
-        self.moves.cut();
-        self.publish.cut();
-    }
+    fn cut(&self);
 
-    async fn lost(&self) -> String {
-        select_all([self.control.lost(), self.moves.lost(), self.publish.lost()].map(FutureExt::boxed)).await.0
-    }
+    /// Ends them in good order, but not for long.
+    fn goodbye(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// What the edges and the publisher see of the connections.
-#[derive(Debug, Clone)]
-pub enum LinkState {
+#[derive(Debug)]
+pub enum LinkState<L> {
     /// No connection yet, or none any more; why.
     Down(Option<Reason>),
     /// Connected.
-    Up(Arc<Links>),
+    Up(Arc<L>),
+}
+
+impl<L> Clone for LinkState<L> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Down(reason) => Self::Down(reason.clone()),
+            Self::Up(links) => Self::Up(Arc::clone(links)),
+        }
+    }
 }
 
 /// Keeps the links up until `stop`, then says goodbye.
 ///
 /// # Errors
 /// A refusal that needs a person; or no connection within 30 s of the start.
-pub async fn keep(
+pub async fn keep<L: Connect>(
     broker: &Broker,
     gate: &str,
-    state: &watch::Sender<LinkState>,
+    state: &watch::Sender<LinkState<L>>,
     stop: &CancellationToken,
 ) -> Result<(), Fault> {
     let started = Instant::now();
     let (mut wait, mut refusals, mut connected_once) = (FIRST_WAIT, 0, false);
     loop {
-        let connecting = Links::connect(broker, gate);
+        let connecting = L::connect(broker, gate);
         let outcome = tokio::select! {
             outcome = connecting => outcome,
             () = stop.cancelled() => return Ok(()),
         };
         match outcome {
             Ok(links) => {
-                tracing::info!("connected to RabbitMQ");
+                tracing::info!("connected to {}", L::BROKER);
                 (refusals, connected_once) = (0, true);
                 let connected_at = Instant::now();
                 let links = Arc::new(links);
                 state.send_replace(LinkState::Up(Arc::clone(&links)));
                 let cause = tokio::select! {
                     cause = links.lost() => cause,
-                    () = stop.cancelled() => return goodbye(&links).await,
+                    () = stop.cancelled() => {
+                        links.goodbye().await;
+                        return Ok(());
+                    }
                 };
                 links.cut();
                 if connected_at.elapsed() > LONGEST_WAIT {
                     // A link that lasted is worth being fetched back at once; one that flaps would be nothing but work.
                     wait = FIRST_WAIT;
                 }
-                tracing::warn!(cause, "lost the connection to RabbitMQ, which shuts every edge of this gate");
-                let reason = lost(&cause);
+                tracing::warn!(cause, "lost the connection to {}, which shuts every edge of this gate", L::BROKER);
+                let reason = lost::<L>(&cause);
                 state.send_replace(LinkState::Down(Some(reason)));
             }
-            Err(error) => {
-                let refused = error.retry() == Retry::NeedsPerson;
+            Err(fault) => {
+                let refused = fault.retry() == Retry::NeedsPerson;
                 refusals += u32::from(refused);
                 let hopeless =
                     if connected_once { refusals > REFUSALS } else { refused || started.elapsed() > START_PATIENCE };
-                let fault = Fault::Connect(error);
                 if hopeless {
                     return Err(fault);
                 }
@@ -159,16 +123,10 @@ pub async fn keep(
     }
 }
 
-fn lost(cause: &str) -> Reason {
+fn lost<L: Connect>(cause: &str) -> Reason {
     Reason::new(
-        crate::model::Code::BrokerUnreachable,
-        format!("the connection to RabbitMQ was lost ({cause}); the broker keeps the edge shut"),
+        Code::BrokerUnreachable,
+        format!("the connection to {} was lost ({cause}); the broker keeps the edge shut", L::BROKER),
         "none: the gate connects again by itself",
     )
-}
-
-async fn goodbye(links: &Links) -> Result<(), Fault> {
-    let limit = Duration::from_secs(1);
-    tokio::join!(links.control.close(limit), links.moves.close(limit), links.publish.close(limit));
-    Ok(())
 }

@@ -30,7 +30,7 @@ use super::{
     publish,
 };
 pub use super::{
-    publish::{Outlet, declare},
+    publish::{Outlet, RedisOutlet, declare},
     scribe::Scribe,
 };
 use crate::model::Fact;

@@ -1,11 +1,16 @@
-//! Publishes events on the fanout exchange: in order, persistent, with confirms.
+//! Publishes events on the fanout exchange: in order, persistent, with confirms; on Redis to PUB/SUB and to a stream.
 //!
 //! At least once: when the link goes between a publish and its confirm, the event is published again on the next
 //! channel, and those after it in their order. The two have one `id`.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream::FuturesOrdered};
+use ::redis::aio::MultiplexedConnection;
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, ready},
+    stream::FuturesOrdered,
+};
 use lapin::{
     BasicProperties, Channel, Confirmation, ExchangeKind, PublisherConfirm,
     options::{BasicPublishOptions, ExchangeDeclareOptions},
@@ -14,7 +19,7 @@ use lapin::{
 use tokio::{sync::watch, time::sleep};
 
 use super::{event::Event, outbox::Shared};
-use crate::rush::Rush;
+use crate::{redis::envelope, rush::Rush};
 
 /// Before an event that the broker refused is tried again, unless there is a new channel sooner.
 const RETRY: Duration = Duration::from_secs(1);
@@ -23,15 +28,96 @@ const RETRY: Duration = Duration::from_secs(1);
 /// milliseconds to confirm one.
 const IN_FLIGHT: usize = 64;
 
+/// So many events stay on the stream, about: 20 MB of Redis' memory at 2 KiB each.
+const STREAM: u32 = 10_000;
+
 const PERSISTENT: u8 = 2;
 
 /// Where events go out.
 #[derive(Debug, Clone)]
-pub struct Outlet {
-    /// In confirm mode, on the connection for publishing.
-    pub channel: Channel,
-    /// What goes before them.
+pub enum Outlet {
+    /// The fanout exchange.
+    RabbitMq {
+        /// In confirm mode, on the connection for publishing.
+        channel: Channel,
+        /// What goes before them.
+        rush: Rush,
+    },
+    /// PUB/SUB and a stream.
+    Redis(RedisOutlet),
+}
+
+/// Where events go out on Redis: to whoever listens, as kombu's fanout exchange does it, and on a stream for late readers.
+#[derive(Debug, Clone)]
+pub struct RedisOutlet {
+    /// For commands.
+    pub connection: MultiplexedConnection,
+    /// What goes before events.
     pub rush: Rush,
+    /// The exchange's PUB/SUB channel. Whoever binds a queue to a fanout with a pattern, as Celery's event receiver does, listens
+    /// to the same with `/` and a key behind it.
+    pub channel: String,
+    /// The stream's key.
+    pub stream: String,
+}
+
+impl Outlet {
+    /// Whether it is worth trying.
+    pub fn works(&self) -> bool {
+        match self {
+            Self::RabbitMq { channel, .. } => channel.status().connected(),
+            // Its giver takes it away.
+            Self::Redis(_) => true,
+        }
+    }
+
+    fn rush(&self) -> &Rush {
+        match self {
+            Self::RabbitMq { rush, .. } => rush,
+            Self::Redis(outlet) => &outlet.rush,
+        }
+    }
+
+    /// Sends an event; the future resolves when the broker has it.
+    async fn send(
+        &self,
+        exchange: &str,
+        event: &Event,
+    ) -> Result<BoxFuture<'static, Result<(), PublishError>>, PublishError> {
+        match self {
+            Self::RabbitMq { channel, .. } => {
+                let confirm = publish(channel, exchange, event).await?;
+                Ok(confirm.map(confirmed).boxed())
+            }
+            Self::Redis(outlet) => {
+                outlet.publish(exchange, event).await?;
+                Ok(ready(Ok(())).boxed())
+            }
+        }
+    }
+}
+
+impl RedisOutlet {
+    async fn publish(&self, exchange: &str, event: &Event) -> Result<(), PublishError> {
+        let (body, key) = (event.to_json(), event.routing_key());
+        let hostname = [("hostname".to_owned(), event.hostname().into())].into_iter().collect();
+        let message = envelope::wrap(&body, hostname, exchange, &key);
+        let mut pipeline = ::redis::pipe();
+        pipeline.atomic();
+        pipeline
+            .cmd("XADD")
+            .arg(&self.stream)
+            .arg("MAXLEN")
+            .arg("~")
+            .arg(STREAM)
+            .arg("*")
+            .arg("event")
+            .arg(&body)
+            .ignore();
+        pipeline.cmd("PUBLISH").arg(&self.channel).arg(&message).ignore();
+        pipeline.cmd("PUBLISH").arg(format!("{}/{key}", self.channel)).arg(&message).ignore();
+        Ok(pipeline.query_async(&mut self.connection.clone()).await?)
+    }
 }
 
 /// Declares the durable fanout exchange that events go to. Harmless if it is there already.
@@ -48,6 +134,8 @@ pub async fn declare(channel: &Channel, exchange: &str) -> lapin::Result<()> {
 enum PublishError {
     #[error("publish a fact: {0}")]
     Broken(#[from] lapin::Error),
+    #[error("publish a fact: {}", crate::redis::text(.0))]
+    BrokenRedis(#[from] ::redis::RedisError),
     #[error("publish a fact: the broker did not take it")]
     Refused,
 }
@@ -82,14 +170,14 @@ async fn publish_all(outlet: &Outlet, exchange: &str, shared: &Shared) -> Result
         tokio::select! {
             biased;
             Some((event, confirm)) = in_flight.next(), if !in_flight.is_empty() => {
-                confirmed(confirm)?;
+                confirm?;
                 shared.published(&event);
             }
             event = shared.next(last), if more && in_flight.len() < IN_FLIGHT => match event {
                 Some(event) => {
-                    outlet.rush.quiet().await;
+                    outlet.rush().quiet().await;
                     last = Some(event.seq());
-                    let confirm = publish(&outlet.channel, exchange, &event).await?;
+                    let confirm = outlet.send(exchange, &event).await?;
                     in_flight.push_back(async move { (event, confirm.await) });
                 }
                 None => more = false,
@@ -103,7 +191,7 @@ async fn publish_all(outlet: &Outlet, exchange: &str, shared: &Shared) -> Result
 async fn live_channel(channels: &mut watch::Receiver<Option<Outlet>>, shared: &Shared) -> Option<Outlet> {
     loop {
         let outlet = channels.borrow_and_update().clone();
-        if let Some(outlet) = outlet.filter(|outlet| outlet.channel.status().connected()) {
+        if let Some(outlet) = outlet.filter(Outlet::works) {
             return Some(outlet);
         }
         tokio::select! {

@@ -83,6 +83,19 @@ impl BrokerUrl {
     pub fn parse(text: &str) -> Result<Self, UrlProblem> {
         parse::url(text)
     }
+
+    /// Whether it is a sentinel's, who is asked for the master.
+    pub fn is_sentinel(&self) -> bool {
+        self.as_redis().is_some_and(|url| matches!(url.endpoint, RedisEndpoint::Sentinel { .. }))
+    }
+
+    /// The address, if it is a Redis'.
+    pub fn as_redis(&self) -> Option<&RedisUrl> {
+        match self {
+            Self::Amqp(_) => None,
+            Self::Redis(url) => Some(url),
+        }
+    }
 }
 
 /// Reads alternatives, separated by `;`, in the order in which they are tried. Never empty.

@@ -138,9 +138,7 @@ fn broker(raw: raw::Broker, look: &mut Look<'_>) -> Option<Broker> {
             "write them ascending and starting with 0, such as [0, 3, 6, 9]",
         );
     }
-    let is_sentinel =
-        |url: &BrokerUrl| matches!(url, BrokerUrl::Redis(RedisUrl { endpoint: RedisEndpoint::Sentinel { .. }, .. }));
-    if raw.master_name.is_empty() && urls.iter().any(is_sentinel) {
+    if raw.master_name.is_empty() && urls.iter().any(BrokerUrl::is_sentinel) {
         let remedy = "write the name that sentinel.conf gives it, such as \"mymaster\"";
         look.wrong([&path.key("master_name"), &url], "sentinels are asked for a master, and it has no name", remedy);
     }

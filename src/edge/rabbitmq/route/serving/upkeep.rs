@@ -7,8 +7,9 @@ use futures_util::try_join;
 use super::Serving;
 use crate::{
     edge::{
+        Ends,
         fault::Fault,
-        route::{Ends, topology},
+        rabbitmq::{links::Links, route::topology},
     },
     model::EdgeReport,
 };
@@ -51,7 +52,7 @@ impl Serving<'_> {
     }
 
     /// Reports what came past the shut edge, and takes the binding away that it came by. True if there was something.
-    pub(super) async fn tell_bypass(&mut self, ends: &Ends) -> Result<bool, Fault> {
+    pub(super) async fn tell_bypass(&mut self, ends: &Ends<Links>) -> Result<bool, Fault> {
         let mut told = false;
         for moving in &self.movers {
             let bypass = moving.tally.take_bypass();

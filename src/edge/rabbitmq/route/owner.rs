@@ -18,7 +18,7 @@ use super::{
 };
 use crate::edge::{
     fault::{Fault, is_refusal, within},
-    links::Links,
+    rabbitmq::links::Links,
 };
 
 /// For the owner to say its name. It answers from memory, so a second is a lot.

@@ -12,11 +12,14 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::Serving;
 use crate::{
     edge::{
-        celery::{self, Command, Sent},
+        celery::Command,
         fault::Fault,
-        route::{
-            mover::{self, Mover, Tally, Way},
-            topology,
+        rabbitmq::{
+            remote::{self, Sent},
+            route::{
+                mover::{self, Mover, Tally, Way},
+                topology,
+            },
         },
     },
     settings::IntakeType,
@@ -76,7 +79,7 @@ impl Serving<'_> {
     pub(super) fn command(&self, command: Command) {
         let (links, name, lane) = (Arc::clone(self.links), self.route.worker.name.clone(), self.names.lane.clone());
         tokio::spawn(async move {
-            match (celery::send(&links, &name, lane.as_str(), command).await, command) {
+            match (remote::send(&links, &name, lane.as_str(), command).await, command) {
                 (Ok(Sent::Delivered), _) | (_, Command::AddConsumer) => {}
                 (Ok(Sent::NoMailbox), Command::CancelConsumer | Command::Shutdown) => {
                     tracing::info!(worker = %name, ?command, "the worker has no mailbox: it is away, or has its remote control turned off");

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     edge::{
         fault::{Fault, within},
-        links::Links,
+        rabbitmq::links::Links,
     },
     settings::IntakeType,
 };

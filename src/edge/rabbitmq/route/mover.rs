@@ -29,7 +29,7 @@ use super::{
 };
 use crate::edge::{
     fault::{Fault, within},
-    links::Links,
+    rabbitmq::links::Links,
 };
 
 /// Published and not yet confirmed. Enough to hide a round trip of 0.5 ms at 50,000 messages a second; also the number of

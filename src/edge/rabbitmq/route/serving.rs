@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Ends, Memory, Route,
+    Route,
     mover::Tally,
     names::Names,
     owner,
@@ -27,9 +27,11 @@ use super::{
 use crate::{
     clock,
     edge::{
-        celery::{self, Command},
+        Ends, Memory,
+        celery::Command,
         fault::Fault,
-        links::Links,
+        links::Connect,
+        rabbitmq::{links::Links, remote},
     },
     model::{Account, Edge, EdgeReport, Exposed, Wanted},
     settings::OnQuarantine,
@@ -52,8 +54,9 @@ pub(super) async fn serve(
     route: &Route,
     names: &Names,
     links: &Arc<Links>,
-    ends: &mut Ends,
+    ends: &mut Ends<Links>,
     memory: &mut Memory,
+    maybe_deaf: &mut bool,
     stop: &CancellationToken,
 ) -> Result<(), Fault> {
     let ready = links.ready.acquire().await;
@@ -77,7 +80,7 @@ pub(super) async fn serve(
         open: false,
         movers: Vec::new(),
         settling: None,
-        maybe_deaf: &mut memory.maybe_deaf,
+        maybe_deaf,
     };
     let before = serving.take_back().await?;
     // What waits there came before this gate did, so it is no bypass. Nobody waits for this account.
@@ -120,7 +123,7 @@ impl Serving<'_> {
     async fn reconcile(
         &mut self,
         mut mailbox: Consumer,
-        ends: &mut Ends,
+        ends: &mut Ends<Links>,
         stop: &CancellationToken,
     ) -> Result<(), Fault> {
         // A wish to open that is older than the ownership rests on evidence that is older, too: neither one that is there
@@ -178,7 +181,7 @@ impl Serving<'_> {
 
     /// Shuts, takes back what waits in the lane, and gives the worker up, so that the next owner need not wait for the
     /// connection to end.
-    async fn let_go(&mut self, ends: &Ends) -> Result<(), Fault> {
+    async fn let_go(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
         if self.open {
             self.shut(Wanted::shut(), ends).await?;
             while self.settling.is_some() {
@@ -190,7 +193,7 @@ impl Serving<'_> {
         self.topology.disown(&self.control).await
     }
 
-    async fn become_(&mut self, wanted: Wanted, ends: &Ends) -> Result<(), Fault> {
+    async fn become_(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
         let (is_open, name) = (self.open, &self.route.worker.name);
         match (wanted.edge, is_open) {
             (Edge::Shut, true) => self.shut(wanted, ends).await,
@@ -204,7 +207,7 @@ impl Serving<'_> {
         }
     }
 
-    async fn shut(&mut self, wanted: Wanted, ends: &Ends) -> Result<(), Fault> {
+    async fn shut(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
         let urgent = self.links.rush.begin();
         self.stop_moving();
         if let Err(fault) = self.topology.shut_edge(&self.control).await {
@@ -222,7 +225,7 @@ impl Serving<'_> {
         self.links.rush.over().await;
         let before = self.take_back().await?;
         let (links, worker) = (Arc::clone(self.links), self.route.worker.name.clone());
-        let ask = tokio::spawn(async move { celery::exposed(&links, &worker).await });
+        let ask = tokio::spawn(async move { remote::exposed(&links, &worker).await });
         let exposed = Some(AbortOnDropHandle::new(ask));
         if wanted.quarantine && self.route.worker.on_quarantine == OnQuarantine::Recycle {
             self.command(Command::Shutdown);
@@ -231,7 +234,7 @@ impl Serving<'_> {
         Ok(())
     }
 
-    async fn open(&mut self, wanted: Wanted, ends: &Ends) -> Result<(), Fault> {
+    async fn open(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
         let urgent = self.links.rush.begin();
         self.stop_moving();
         self.settling = None;
@@ -255,7 +258,7 @@ impl Serving<'_> {
     }
 
     /// Tells the account once everything that waited has been moved, or its time is up.
-    async fn settle(&mut self, ends: &Ends) -> Result<(), Fault> {
+    async fn settle(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
         let Some(mut settling) = self.settling.take() else { return Ok(()) };
         let (stopping, moving): (Vec<_>, Vec<_>) = self.movers.iter().partition(|moving| moving.stop.is_cancelled());
         let sum = |count: fn(&Tally) -> &AtomicU64| moving.iter().map(|m| count(&m.tally).load(Relaxed)).sum::<u64>();

@@ -1,0 +1,5 @@
+//! Edges on RabbitMQ.
+
+pub mod links;
+pub(crate) mod remote;
+pub mod route;

@@ -1,0 +1,41 @@
+//! Edges on Redis, where nothing but feeding is possible: the gate moves, and only while it may (DESIGN.md 4.2).
+//!
+//! ```text
+//! producer ─▶ intake (lists) ─(round.lua: owner? edge? room?)─▶ lane (lists) ─▶ worker
+//! ```
+//!
+//! Two keys stand for what RabbitMQ's edge has in exchanges and queues: the *owner* says which gate has the worker, and the
+//! *edge* is there while it is open. Both expire unless a living gate renews them, and every script that moves anything looks
+//! at them first, so a gate that dies or hangs moves nothing any more (G4), and one that wakes up after its end moves nothing
+//! either. What a worker was fed is at most `depth` messages; a shut puts them back to where they came from.
+//!
+//! All workers of a gate are fed in one round trip ([`feeder`]); when there is something to do, Redis says by itself: the lists
+//! that a round has read are tracked (`CLIENT TRACKING`), so an idle gate asks for nothing.
+
+mod binding;
+mod feed;
+mod feeder;
+mod keys;
+pub mod links;
+mod presence;
+mod remote;
+
+pub use feed::Feed;
+
+use ::redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use super::fault::Fault;
+use crate::redis::text;
+
+/// What Redis said while `doing`, with the command that mends it where a permission is missing.
+fn fault(doing: &str, error: RedisError) -> Fault {
+    if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
+        return Fault::Permission {
+            doing: doing.to_owned(),
+            detail: text(&error),
+            remedy: "give the gate's user the rights for it with ACL SETUSER: ~* &* +@all, or what is named above"
+                .into(),
+        };
+    }
+    Fault::Redis { doing: doing.to_owned(), error: Box::new(error) }
+}

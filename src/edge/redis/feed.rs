@@ -1,0 +1,250 @@
+//! One worker's feed edge on Redis, from the moment that this gate owns the worker to the first fault.
+
+use std::sync::Arc;
+
+use ::redis::{Script, aio::MultiplexedConnection};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    binding::Binding,
+    fault,
+    feeder::{Feeder, News, PutBack, put_back},
+    keys::{self, Keys},
+    links::{Links, time_to_live},
+};
+use crate::{
+    clock,
+    edge::{Edge, Ends, Memory, celery::Command, fault::Fault},
+    model::{self, Account, EdgeReport, Wanted, WorkerName},
+    settings::{self, FeedIntake, OnQuarantine, Worker},
+};
+
+/// What one feed edge needs to know.
+#[derive(Debug)]
+pub struct Feed {
+    /// The worker.
+    pub worker: Worker,
+    /// Its intake, and how much of it the worker may have.
+    pub feed: settings::Feed,
+    /// The gate's name, for whoever asks the owner.
+    pub gate: String,
+}
+
+impl Edge for Feed {
+    type Links = Links;
+
+    fn worker(&self) -> &WorkerName {
+        &self.worker.name
+    }
+
+    async fn serve(
+        &mut self,
+        links: &Arc<Links>,
+        ends: &mut Ends<Links>,
+        memory: &mut Memory,
+        stop: &CancellationToken,
+    ) -> Result<(), Fault> {
+        let keys = Arc::new(Keys::new(&links.broker, &self.worker, &self.feed));
+        let mut connection = links.feed.connection();
+        let value = self.own(links, &keys, &mut connection).await?;
+        let binding = self.binding(links);
+        let put_back = Script::new(include_str!("scripts/put_back.lua"));
+        let mut serving = Serving { edge: self, links, keys, value, connection, put_back, open: false };
+        // Start shut: what an earlier owner fed and nobody took goes back before anything else.
+        serving.put_back(PutBack::Shut).await?;
+        if let Some(binding) = &binding {
+            binding.make(&mut serving.connection).await?;
+        }
+        memory.worked = true;
+        let (worker, feed) = (&serving.edge.worker, &serving.edge.feed);
+        let limits = (feed.depth, feed.offline_after);
+        let news = links.feeder.add(&worker.name, Arc::clone(&serving.keys), &serving.value, &worker.lane, limits);
+        let _fed = Fed { feeder: &links.feeder, worker: worker.name.clone() };
+        serving.reconcile(news, binding.as_ref(), ends, stop).await?;
+        serving.let_go(ends).await
+    }
+}
+
+impl Feed {
+    /// Takes the worker. Gives what its owner's key says from now on.
+    async fn own(&self, links: &Links, keys: &Keys, connection: &mut MultiplexedConnection) -> Result<String, Fault> {
+        let script = Script::new(include_str!("scripts/own.lua"));
+        let mut invocation = script.prepare_invoke();
+        invocation.key(&keys.owner).key(&keys.fence).key(&keys.edge);
+        invocation.arg(&self.gate).arg(std::process::id()).arg(time_to_live(&links.broker).as_millis().to_string());
+        let (taken, value): (u8, String) =
+            invocation.invoke_async(connection).await.map_err(|error| fault("own the worker", error))?;
+        if taken == 1 {
+            return Ok(value);
+        }
+        let owner: Value = serde_json::from_str(&value).unwrap_or_default();
+        let owner = match (owner["gate"].as_str(), owner["pid"].as_u64()) {
+            (Some(gate), Some(pid)) => format!("the gate {gate} (process {pid})"),
+            (_, _) => format!("somebody who wrote {value:?} to the key {:?}", keys.owner),
+        };
+        Err(Fault::Owned { worker: self.worker.name.to_string(), owner })
+    }
+
+    fn binding(&self, links: &Links) -> Option<Binding> {
+        let FeedIntake::Exchange { exchange, kind, keys } = &self.feed.intake else { return None };
+        let queue = keys::source(&self.worker, &self.feed);
+        Some(Binding::new(&links.broker, (exchange, *kind, keys), &queue, &self.worker.lane))
+    }
+}
+
+/// The feeder forgets a worker that is not served any more, however that ended.
+struct Fed<'a> {
+    feeder: &'a Feeder,
+    worker: WorkerName,
+}
+
+impl Drop for Fed<'_> {
+    fn drop(&mut self) {
+        self.feeder.remove(&self.worker);
+    }
+}
+
+struct Serving<'a> {
+    edge: &'a Feed,
+    links: &'a Arc<Links>,
+    keys: Arc<Keys>,
+    value: String,
+    connection: MultiplexedConnection,
+    put_back: Script,
+    open: bool,
+}
+
+impl Serving<'_> {
+    /// Says that the gate owns the worker, then follows what is wanted.
+    async fn reconcile(
+        &mut self,
+        mut news: mpsc::UnboundedReceiver<News>,
+        binding: Option<&Binding>,
+        ends: &mut Ends<Links>,
+        stop: &CancellationToken,
+    ) -> Result<(), Fault> {
+        // A wish to open that is older than the ownership rests on evidence that is older, too.
+        let mut done = ends.wanted.borrow_and_update().change;
+        let owned = clock::now().mono;
+        let name = self.edge.worker.name.clone();
+        ends.tell(&name, EdgeReport::Owned(owned)).await;
+        let mut rebound = self.links.feeder.watch(binding.map(|binding| binding.table.clone()));
+        loop {
+            let wanted = *ends.wanted.borrow_and_update();
+            let is_outdated = wanted.edge == model::Edge::Open && wanted.owned != Some(owned);
+            if wanted.change != done && !is_outdated {
+                self.become_(wanted, ends).await?;
+                done = wanted.change;
+            }
+            // Cancel-safe: watch, token and queues keep what is not taken.
+            tokio::select! {
+                biased;
+                changed = ends.wanted.changed() => if changed.is_err() { return Ok(()) },
+                _ = ends.links.changed() => return Err(Fault::LinkDown),
+                () = stop.cancelled() => return Ok(()),
+                told = news.recv() => match told {
+                    Some(News::Bypass { messages, way }) => {
+                        ends.tell(&name, EdgeReport::Bypass { messages, ways: vec![way] }).await;
+                    }
+                    Some(News::Lost) | None => return Err(self.expired()),
+                },
+                Some(()) = rebound.recv() => {
+                    let Some(binding) = binding else { continue };
+                    let ways = binding.make(&mut self.connection).await?;
+                    if !ways.is_empty() {
+                        ends.tell(&name, EdgeReport::Bypass { messages: 0, ways }).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn become_(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
+        let name = &self.edge.worker.name;
+        let mut moved = 0;
+        let was_open = self.open;
+        {
+            let _urgent = self.links.rush.begin();
+            match wanted.edge {
+                model::Edge::Open if !was_open => self.open().await?,
+                // Nothing is moved from here on, whatever Redis says.
+                model::Edge::Shut if was_open => moved = self.shut().await?,
+                model::Edge::Open | model::Edge::Shut => {}
+            }
+        }
+        ends.tell(name, EdgeReport::Is(wanted, clock::now().mono)).await;
+        let account = Account { before: moved, moved, left: 0, taken: 0 };
+        let settled = |exposed| EdgeReport::Settled { change: wanted.change, account, exposed };
+        if wanted.edge == model::Edge::Open || !was_open {
+            ends.tell(name, settled(None)).await;
+            return Ok(());
+        }
+        let (remote, reports, name) = (Arc::clone(&self.links.remote), ends.reports.clone(), name.clone());
+        let (recycles, lane) = (self.recycles(wanted), self.edge.worker.lane.clone());
+        let answer = settled(None);
+        // Apart: a worker that is away or deaf holds up no edge.
+        tokio::spawn(async move {
+            let exposed = remote.exposed(&name).await;
+            if recycles && let Err(fault) = remote.send(&name, &lane, Command::Shutdown).await {
+                tracing::warn!(worker = %name, "failed to {fault}");
+            }
+            let answer = match answer {
+                EdgeReport::Settled { change, account, .. } => {
+                    EdgeReport::Settled { change, account, exposed: Some(exposed) }
+                }
+                other => other,
+            };
+            let _ = reports.send((name, answer)).await;
+        });
+        Ok(())
+    }
+
+    fn recycles(&self, wanted: Wanted) -> bool {
+        wanted.quarantine && self.edge.worker.on_quarantine == OnQuarantine::Recycle
+    }
+
+    async fn open(&mut self) -> Result<(), Fault> {
+        let script = Script::new(include_str!("scripts/open.lua"));
+        let mut invocation = script.prepare_invoke();
+        invocation.key(&self.keys.owner).key(&self.keys.edge).arg(&self.value);
+        invocation.arg(time_to_live(&self.links.broker).as_millis().to_string());
+        let opened: u8 =
+            invocation.invoke_async(&mut self.connection).await.map_err(|error| fault("open the edge", error))?;
+        if opened == 0 {
+            return Err(self.expired());
+        }
+        self.open = true;
+        self.links.feeder.set_open(&self.edge.worker.name, true);
+        Ok(())
+    }
+
+    /// Says how many messages went back.
+    async fn shut(&mut self) -> Result<u64, Fault> {
+        self.links.feeder.set_open(&self.edge.worker.name, false);
+        self.open = false;
+        self.put_back(PutBack::Shut).await
+    }
+
+    async fn put_back(&mut self, what: PutBack) -> Result<u64, Fault> {
+        let (moved, _) = put_back(&self.put_back, &mut self.connection, &self.keys, &self.value, what).await?;
+        u64::try_from(moved).map_err(|_| self.expired())
+    }
+
+    /// Shuts, puts back what waits in the lane, and gives the worker up, so that the next owner need not wait for the key to
+    /// expire.
+    async fn let_go(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
+        self.links.feeder.remove(&self.edge.worker.name);
+        self.put_back(PutBack::Release).await?;
+        if self.open {
+            self.open = false;
+            ends.tell(&self.edge.worker.name, EdgeReport::Is(Wanted::shut(), clock::now().mono)).await;
+        }
+        Ok(())
+    }
+
+    fn expired(&self) -> Fault {
+        Fault::Expired { worker: self.edge.worker.name.to_string() }
+    }
+}
