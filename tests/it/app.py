@@ -3,6 +3,7 @@
 APP_BROKER_URL   the broker
 APP_MARKS        the file to which every task appends one JSON line when it starts
 APP_ROUTES       JSON: Celery's task_routes; empty for Celery's own default routing
+APP_CONF         JSON: more of Celery's settings; they win over those below
 """
 import ctypes
 import json
@@ -22,6 +23,7 @@ app.conf.update(
     broker_transport_options={"confirm_publish": True},
     worker_send_task_events=False,
 )
+app.conf.update(json.loads(os.environ.get("APP_CONF") or "{}"))
 
 
 @worker_process_init.connect
@@ -74,3 +76,27 @@ def retry_once(self, ident):
     note(self, ident)
     if self.request.retries == 0:
         raise self.retry(countdown=0, max_retries=1)
+
+
+@app.task(bind=True, name="app.retry_slowly")
+def retry_slowly(self, ident, seconds):
+    """Leave a mark, take that long, and ask for one more run at once."""
+    note(self, ident)
+    if self.request.retries == 0:
+        time.sleep(seconds)
+        raise self.retry(countdown=0, max_retries=1)
+
+
+@app.task(bind=True, name="app.paced")
+def paced(self, ident, paces):
+    """Leave a mark, take as long as the worker that has got it is said to, leave another one."""
+    note(self, ident)
+    time.sleep(paces[self.request.hostname])
+    note(self, ident, "ended")
+
+
+@app.task(bind=True, name="app.add")
+def add(self, *numbers):
+    """Leave a mark, and give the sum of all numbers; a list among them counts with all that is in it."""
+    note(self, self.request.id)
+    return sum(sum(number) if isinstance(number, list) else number for number in numbers)

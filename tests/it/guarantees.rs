@@ -12,7 +12,7 @@ use crate::support::{
     gate::{Host, MANAGED},
     proxy::{Mode, Proxy},
     rabbitmq::Broker,
-    vhost::{Message, Vhost, vhost},
+    vhost::{Vhost, vhost},
     wait::{LONG, eventually, throughout, until},
 };
 
@@ -184,7 +184,7 @@ fn eight_killed_gates_under_full_load_lose_no_message() {
         std::mem::replace(&mut last, done) == done && vhost.waiting(LANE) == 0
     });
     let runs = app.runs();
-    let held: Vec<String> = vhost.drain(HELD).into_iter().filter_map(|message| task_id(&message)).collect();
+    let held: Vec<String> = vhost.drain(HELD).into_iter().filter_map(|message| message.task_id()).collect();
     let all: BTreeSet<&String> = runs.keys().chain(&held).collect();
     let sent = (0..8).flat_map(|round| (0..EACH).map(move |n| format!("t{round}-{n}")));
     assert_eq!(sent.filter(|id| !all.contains(id)).collect::<Vec<_>>(), Vec::<String>::new(), "lost");
@@ -416,10 +416,4 @@ fn a_way_that_somebody_took_apart_is_made_again_and_nothing_is_lost() {
     app.send("app.mark", "lane-", 5, &[]);
     vhost.wait_for_messages(SOON, LANE, 5);
     gate.wait_until(SOON, LANE, "admitted");
-}
-
-/// Celery's `id` header.
-fn task_id(message: &Message) -> Option<String> {
-    let id = message.properties.headers().as_ref()?.inner().get("id")?;
-    id.as_long_string().map(ToString::to_string)
 }

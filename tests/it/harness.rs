@@ -6,12 +6,15 @@ use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use serde_json::json;
 
 use crate::support::{
-    celery::App,
+    celery::{App, venv},
     facts::{EXCHANGE, Facts},
     gate::{Host, MANAGED},
+    process::run,
     proxy::{Mode, Proxy},
     rabbitmq::Broker,
+    redis::{Redis, Sentinels},
     runtime::on,
+    tasks::Task,
     vhost::{Count, Vhost, channel, connect, vhost},
     wait::{throughout, until},
 };
@@ -221,4 +224,65 @@ fn a_hosts_tools_do_what_a_test_says_and_its_settings_name_its_folders() {
     assert_eq!(settings["workers"][0]["home"].as_str(), host.home().to_str());
     assert_eq!(settings["gate"]["state_dir"].as_str(), host.state_dir().to_str());
     assert_eq!(std::fs::read_to_string(host.profile()).unwrap(), MANAGED);
+}
+
+#[test]
+fn a_redis_server_sorts_by_kombus_priorities_and_a_celery_worker_runs_what_the_tests_write() {
+    let redis = Redis::start();
+    let app = App::routed(&redis.url(), json!({"app.*": {"queue": "lane"}}));
+    let prioritized = [9, 0, 4, 6, 0].into_iter().enumerate();
+    redis.publish(
+        "lane",
+        prioritized.map(|(n, priority)| Task::mark(format!("{priority}-{n}")).with_priority(priority)),
+    );
+    assert_eq!(redis.waiting("lane"), 5);
+    // 4 is sorted with 3.
+    assert_eq!(redis.ids("lane"), ["0-1", "0-4", "4-2", "6-3", "9-0"]);
+    app.send("app.mark", "c-", 1, &[]);
+    assert_eq!(redis.ids("lane")[2], "c-0", "the tests and Celery mean the same list");
+    let _worker = app.worker("lane", "codex-0@one", &["-c", "1", "--prefetch-multiplier", "1"]);
+    app.wait_for_runs(SOON, 6);
+    let order: Vec<_> = app.marks().into_iter().map(|mark| mark.id).collect();
+    assert_eq!(order, ["0-1", "0-4", "c-0", "4-2", "6-3", "9-0"]);
+}
+
+#[test]
+fn facts_on_redis_are_heard_as_kombu_publishes_them() {
+    let redis = Redis::start();
+    let app = App::routed(&redis.url(), json!({}));
+    let mut facts = Facts::on_redis(&redis);
+    let text = format!(
+        "from app import app\n\
+         from kombu import Exchange\n\
+         exchange = Exchange({EXCHANGE:?}, type='fanout')\n\
+         with app.producer_or_acquire() as producer:\n    \
+             for key in ('', 'worker.held'):\n        \
+                 fact = dict(type='worker-held', worker_name='w', key=key)\n        \
+                 producer.publish(fact, exchange=exchange, routing_key=key, declare=[exchange], serializer='json')\n"
+    );
+    let mut command = app.python(std::process::Command::new(venv().join("bin/python")));
+    command.args(["-c", &text]);
+    run(command);
+    for key in ["", "worker.held"] {
+        assert_eq!(facts.next(SOON, "worker-held", "w").body["key"], key);
+    }
+}
+
+#[test]
+fn a_durable_redis_server_dies_and_comes_back_with_its_messages() {
+    let redis = Redis::durable();
+    redis.publish("lane", [Task::mark("kept")]);
+    redis.kill();
+    let port = redis.port();
+    until(SOON, "nobody listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+    redis.start_again();
+    assert_eq!(redis.ids("lane"), ["kept"]);
+}
+
+#[test]
+fn sentinels_make_the_other_server_the_master_when_the_first_is_killed() {
+    let sentinels = Sentinels::start();
+    sentinels.first().publish("lane", [Task::mark("kept")]);
+    sentinels.fail_over();
+    assert_eq!(sentinels.second().ids("lane"), ["kept"]);
 }

@@ -326,7 +326,7 @@ fn every_type() -> FieldTable {
 }
 
 /// Messages that something could go wrong with; their keys are all [`LANE`].
-fn odd() -> Vec<(String, Vec<u8>, BasicProperties)> {
+pub(crate) fn odd() -> Vec<(String, Vec<u8>, BasicProperties)> {
     let plain = BasicProperties::default();
     let full = BasicProperties::default()
         .with_content_type("application/x-python-serialize".into())
@@ -359,7 +359,7 @@ fn odd() -> Vec<(String, Vec<u8>, BasicProperties)> {
 
 /// Compares what is in the lane with what was published: way, body and properties, byte for byte.
 #[track_caller]
-fn assert_unchanged(messages: &[Message], sent: &[(String, Vec<u8>, BasicProperties)], exchange: &str) {
+pub(crate) fn assert_unchanged(messages: &[Message], sent: &[(String, Vec<u8>, BasicProperties)], exchange: &str) {
     assert_eq!(messages.len(), sent.len());
     for (index, (message, (key, body, properties))) in messages.iter().zip(sent).enumerate() {
         assert_eq!((message.exchange.as_str(), &message.routing_key), (exchange, key), "message {index}");

@@ -1,10 +1,13 @@
 //! Integration tests: real brokers, started by the tests on free ports, and real Celery workers.
 #![cfg(test)]
 
+mod behaviour;
 mod cli;
 mod drift;
+mod edges;
 mod enemy;
 mod events;
+mod feed;
 mod guarantees;
 mod harness;
 mod intakes;

@@ -3,13 +3,16 @@
 
 pub(crate) mod celery;
 pub(crate) mod facts;
+pub(crate) mod field;
 pub(crate) mod flood;
 #[expect(dead_code, reason = "the tests of the gate itself come with its commands")]
 pub(crate) mod gate;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
+pub(crate) mod redis;
 pub(crate) mod runtime;
 pub(crate) mod scratch;
+pub(crate) mod tasks;
 pub(crate) mod vhost;
 pub(crate) mod wait;

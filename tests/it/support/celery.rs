@@ -25,6 +25,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) struct App {
     url: String,
     routes: Value,
+    conf: Value,
     dir: Scratch,
 }
 
@@ -54,27 +55,47 @@ impl App {
 
     /// An application with these `task_routes`.
     pub(crate) fn routed(url: &str, routes: Value) -> Self {
-        Self { url: url.to_owned(), routes, dir: Scratch::new("app") }
+        Self { url: url.to_owned(), routes, conf: json!({}), dir: Scratch::new("app") }
+    }
+
+    /// The same application with more of Celery's settings.
+    pub(crate) fn with(mut self, conf: Value) -> Self {
+        self.conf = conf;
+        self
     }
 
     /// Starts a worker on its lane and waits until it consumes. `name` is a node name, `options` go to `celery worker`.
     #[track_caller]
     pub(crate) fn worker(&self, lane: &str, name: &str, options: &[&str]) -> Worker {
+        let mut worker = self.start_worker(lane, name, options);
+        worker.wait_until_ready();
+        worker
+    }
+
+    /// Starts a worker and returns at once: two of them start as fast as one.
+    #[track_caller]
+    pub(crate) fn start_worker(&self, lane: &str, name: &str, options: &[&str]) -> Worker {
         let log = self.dir.join(&format!("{name}.log"));
         let mut command = self.python(process::command(venv().join("bin/celery")));
         command.args(["-A", "app", "worker", "-Q", lane, "-n", name, "-l", "INFO"]);
         // Both ask all other workers something at the start and wait 1 s for the answers.
         command.args(["--without-gossip", "--without-mingle"]).args(options);
-        let mut process = Process::start(command, &log);
-        process.wait_for_output(READY_WITHIN, " ready.");
-        Worker { process }
+        Worker { process: Process::start(command, &log) }
     }
 
     /// Publishes so many tasks and waits for the broker's confirmations. Ids are `prefix` and a number from 0.
     #[track_caller]
     pub(crate) fn send(&self, task: &str, prefix: &str, count: u32, extra: &[Value]) {
+        self.send_with(&json!([{}]), task, prefix, count, extra);
+    }
+
+    /// The same with options of `apply_async`: a list that the tasks take in turn.
+    #[track_caller]
+    pub(crate) fn send_with(&self, options: &Value, task: &str, prefix: &str, count: u32, extra: &[Value]) {
         let log = self.dir.join(&format!("send-{prefix}.log"));
-        let mut process = Process::start(self.producer(task, prefix, &count.to_string(), 0.0, extra), &log);
+        let mut command = self.producer(task, prefix, &count.to_string(), 0.0, extra);
+        command.env("PRODUCER_OPTIONS", options.to_string());
+        let mut process = Process::start(command, &log);
         process.wait(READY_WITHIN);
         assert_eq!(Sent::read(&process.output()).confirmed, count, "{}", tail(&process.output()));
     }
@@ -88,12 +109,35 @@ impl App {
         Producer { process }
     }
 
+    /// Publishes a chain, a group and a chord; returns when they are with the broker.
+    #[track_caller]
+    pub(crate) fn canvas(&self, patience: Duration) -> Canvas {
+        let mut command = self.python(process::command(venv().join("bin/python")));
+        command.args(["canvas.py", &patience.as_secs().to_string()]);
+        let mut process = Process::start(command, &self.dir.join("canvas.log"));
+        process.wait_for_output(READY_WITHIN, "published");
+        Canvas { process, patience }
+    }
+
+    /// Tells all workers not to run this task, and waits until they have answered.
+    #[track_caller]
+    pub(crate) fn revoke(&self, id: &str) {
+        let mut command = self.python(Command::new(venv().join("bin/celery")));
+        command.args(["-A", "app", "control", "--timeout", "2", "revoke", id]);
+        process::run(command);
+    }
+
     /// Every mark so far, in the order in which they were written.
     pub(crate) fn marks(&self) -> Vec<Mark> {
         let text = fs::read_to_string(self.marks_file()).unwrap_or_default();
         // The last line may be half written.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// How many marks there are: cheap enough to be asked all the time when there are thousands.
+    pub(crate) fn written(&self) -> usize {
+        fs::read(self.marks_file()).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
     }
 
     /// How often each task has started; retries count.
@@ -127,6 +171,7 @@ impl App {
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it"))
             .env("APP_BROKER_URL", &self.url)
             .env("APP_ROUTES", self.routes.to_string())
+            .env("APP_CONF", self.conf.to_string())
             .env("APP_MARKS", self.marks_file())
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("PYTHONUNBUFFERED", "1")
@@ -141,6 +186,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// Waits until it consumes its lane.
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&mut self) {
+        self.process.wait_for_output(READY_WITHIN, " ready.");
+    }
+
     /// Celery's warm shutdown: what runs is finished, what was prefetched goes back. `None` if it had to be killed.
     pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
         self.process.stop(Duration::from_secs(30))
@@ -163,6 +214,23 @@ impl Worker {
     /// Its log so far.
     pub(crate) fn log(&self) -> String {
         self.process.output()
+    }
+}
+
+/// A chain, a group and a chord that have been published.
+pub(crate) struct Canvas {
+    process: Process,
+    patience: Duration,
+}
+
+impl Canvas {
+    /// Their results by kind; panics if one does not come.
+    #[track_caller]
+    pub(crate) fn results(mut self) -> Value {
+        self.process.wait(self.patience * 3 + READY_WITHIN);
+        let output = self.process.output();
+        let last = output.lines().last().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|e| panic!("no results: {e}\n{}", tail(&output)))
     }
 }
 

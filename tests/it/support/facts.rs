@@ -1,10 +1,16 @@
 //! A subscriber to the gate's facts.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::StreamExt;
 use lapin::{
     Connection,
@@ -14,6 +20,7 @@ use lapin::{
 use serde_json::Value;
 
 use super::{
+    redis::Redis,
     runtime::{on, spawn},
     vhost::{Vhost, channel, connect},
     wait::eventually,
@@ -42,13 +49,29 @@ impl Fact {
     }
 }
 
-/// A queue of our own, bound to the facts' exchange.
+/// A queue of our own, bound to the facts' exchange; on Redis, a subscription to its channel.
 pub(crate) struct Facts {
     all: Arc<Mutex<Vec<Fact>>>,
     /// How many [`Facts::next`] has passed.
     passed: usize,
-    // The queue lives as long as its connection.
-    _connection: Arc<Connection>,
+    _ear: Ear,
+}
+
+/// What hears for as long as it lives.
+enum Ear {
+    /// The queue lives as long as its connection.
+    Amqp { _connection: Arc<Connection> },
+    /// The thread ends when this is set.
+    Redis(Arc<AtomicBool>),
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        match self {
+            Self::Amqp { .. } => {}
+            Self::Redis(stop) => stop.store(true, Ordering::Relaxed),
+        }
+    }
 }
 
 impl Facts {
@@ -75,7 +98,37 @@ impl Facts {
                 heard.lock().unwrap().push(Fact { received: SystemTime::now(), body });
             }
         });
-        Self { all, passed: 0, _connection: connection }
+        Self { all, passed: 0, _ear: Ear::Amqp { _connection: connection } }
+    }
+
+    /// The same on Redis, where a fanout exchange is a channel, and each message has kombu's envelope round it.
+    #[track_caller]
+    pub(crate) fn on_redis(redis: &Redis) -> Self {
+        let (all, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let mut connection = redis.connect().unwrap();
+        // kombu publishes a message with a key to a channel of that key's own below the exchange's.
+        let pattern = format!("/{}.{EXCHANGE}*", redis.database());
+        let (heard, ended) = (Arc::clone(&all), Arc::clone(&stop));
+        let (ready, is_ready) = mpsc::sync_channel(1);
+        thread::spawn(move || {
+            let mut subscription = connection.as_pubsub();
+            subscription.psubscribe(pattern).unwrap();
+            subscription.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            ready.send(()).unwrap();
+            while !ended.load(Ordering::Relaxed) {
+                match subscription.get_message() {
+                    Ok(message) => {
+                        let body = opened(message.get_payload_bytes());
+                        heard.lock().unwrap().push(Fact { received: SystemTime::now(), body });
+                    }
+                    Err(e) if e.is_timeout() => {}
+                    // Its server has been killed.
+                    Err(_) => break,
+                }
+            }
+        });
+        is_ready.recv_timeout(Duration::from_secs(20)).unwrap();
+        Self { all, passed: 0, _ear: Ear::Redis(stop) }
     }
 
     /// Everything heard so far.
@@ -96,4 +149,24 @@ impl Facts {
         self.passed = index + 1;
         fact
     }
+
+    /// The fact of this type about this worker that has so many others of its kind before it, since we began to hear.
+    #[track_caller]
+    pub(crate) fn nth(&self, bound: Duration, kind: &str, worker: &str, before: usize) -> Fact {
+        let what = format!("{} facts {kind} about {worker}", before + 1);
+        eventually(bound, &what, || {
+            let all = self.all.lock().unwrap();
+            all.iter().filter(|fact| fact.kind() == kind && fact.is_about(worker)).nth(before).cloned()
+        })
+    }
+}
+
+/// The body in an envelope as kombu makes it for a fanout (kombu/transport/virtual/base.py, `prepare_message`).
+fn opened(envelope: &[u8]) -> Value {
+    let envelope: Value = serde_json::from_slice(envelope).unwrap();
+    assert_eq!(envelope["content-type"], "application/json", "{envelope}");
+    assert_eq!(envelope["properties"]["body_encoding"], "base64", "{envelope}");
+    assert_eq!(envelope["properties"]["delivery_info"]["exchange"], EXCHANGE, "{envelope}");
+    let body = STANDARD.decode(envelope["body"].as_str().unwrap()).unwrap();
+    serde_json::from_slice(&body).unwrap()
 }

@@ -7,14 +7,14 @@ use std::sync::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use lapin::{
-    BasicProperties, Confirmation,
+    Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::ShortString,
 };
-use serde_json::json;
 
 use super::{
     runtime::{on, spawn},
+    tasks::Task,
     vhost::{Vhost, channel, connect},
     wait::until,
 };
@@ -57,7 +57,7 @@ impl Flood {
             let (mut in_flight, mut next) = (FuturesUnordered::new(), 0);
             while tally.confirmed.load(Ordering::Relaxed) < count {
                 while next < count && in_flight.len() < IN_FLIGHT {
-                    let (body, properties) = task(&format!("{prefix}{next}"));
+                    let (body, properties) = Task::mark(format!("{prefix}{next}")).to_amqp();
                     in_flight.push(publish(&body, properties).await);
                     next += 1;
                 }
@@ -87,20 +87,4 @@ impl Flood {
         until(super::wait::LONG, "everything is published", || self.confirmed() == self.count);
         self.tally.returned.load(Ordering::Relaxed)
     }
-}
-
-/// Body and properties of Celery's task message, protocol 2.
-fn task(id: &str) -> (Vec<u8>, BasicProperties) {
-    let body = json!([[id], {}, { "callbacks": null, "errbacks": null, "chain": null, "chord": null }]);
-    let mut headers = FieldTable::default();
-    for (name, value) in [("lang", "py"), ("task", "app.mark"), ("id", id), ("root_id", id)] {
-        headers.insert(name.into(), AMQPValue::LongString(value.into()));
-    }
-    let properties = BasicProperties::default()
-        .with_content_type("application/json".into())
-        .with_content_encoding("utf-8".into())
-        .with_correlation_id(id.into())
-        .with_delivery_mode(2)
-        .with_headers(headers);
-    (body.to_string().into_bytes(), properties)
 }

@@ -54,6 +54,10 @@ impl Host {
         host
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn home(&self) -> PathBuf {
         self.dir.join("home")
     }
@@ -144,20 +148,25 @@ enforce = {{ approval_policy = "never" }}
 
     /// Adds a worker, whose node name and lane are both `lane`, with these keys of the `intake` table.
     pub(crate) fn add_worker(&self, settings: &mut String, lane: &str, intake: &str) {
+        self.add_routed_worker(settings, lane, lane, intake);
+    }
+
+    /// The same with a node name of its own.
+    pub(crate) fn add_routed_worker(&self, settings: &mut String, name: &str, lane: &str, intake: &str) {
+        self.add(settings, name, &format!("edge = \"route\"\nlane = \"{lane}\"\nintake = {{ {intake} }}\n"));
+    }
+
+    /// Adds a worker that is fed from `intake`, which is `queue = "..."` or an exchange. One task may wait in its lane.
+    pub(crate) fn add_fed_worker(&self, settings: &mut String, name: &str, lane: &str, intake: &str) {
+        let edge =
+            format!("edge = \"feed\"\nlane = \"{lane}\"\nintake = {{ {intake} }}\ndepth = 1\noffline_after = \"2s\"\n");
+        self.add(settings, name, &edge);
+    }
+
+    /// Adds a worker of this host, with these lines for its edge.
+    fn add(&self, settings: &mut String, name: &str, edge: &str) {
         let (home, path) = (self.home(), self.path_env());
-        write!(
-            settings,
-            r#"
-[[workers]]
-name = "{lane}"
-home = {home:?}
-path_env = "{path}"
-edge = "route"
-lane = "{lane}"
-intake = {{ {intake} }}
-"#
-        )
-        .unwrap();
+        write!(settings, "\n[[workers]]\nname = \"{name}\"\nhome = {home:?}\npath_env = \"{path}\"\n{edge}").unwrap();
     }
 
     fn path_env(&self) -> String {

@@ -10,12 +10,14 @@ use std::{
 };
 
 use async_rs::Runtime;
+use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
-    message::BasicGetMessage,
+    message::{BasicGetMessage, Delivery},
     options::{
-        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        QueuePurgeOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -24,7 +26,8 @@ use serde_json::{Value, json};
 
 use super::{
     rabbitmq::{self, Broker},
-    runtime::on,
+    runtime::{on, spawn},
+    tasks::Task,
     wait::eventually,
 };
 
@@ -66,11 +69,22 @@ impl Message {
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
+
+    /// Celery's `id` header, if it is a task.
+    pub(crate) fn task_id(&self) -> Option<String> {
+        let id = self.properties.headers().as_ref()?.inner().get("id")?;
+        id.as_long_string().map(ToString::to_string)
+    }
 }
 
 impl From<BasicGetMessage> for Message {
     fn from(message: BasicGetMessage) -> Self {
-        let delivery = message.delivery;
+        message.delivery.into()
+    }
+}
+
+impl From<Delivery> for Message {
+    fn from(delivery: Delivery) -> Self {
         Self {
             exchange: delivery.exchange.to_string(),
             routing_key: delivery.routing_key.to_string(),
@@ -211,9 +225,15 @@ impl Vhost {
     /// Declares a durable queue, as Celery does.
     #[track_caller]
     pub(crate) fn declare_queue(&self, name: &str) {
+        self.declare_queue_with(name, FieldTable::default());
+    }
+
+    /// The same with arguments.
+    #[track_caller]
+    pub(crate) fn declare_queue_with(&self, name: &str, arguments: FieldTable) {
         let name = ShortString::from(name);
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        self.with(async move |channel| channel.queue_declare(name, options, FieldTable::default()).await).unwrap();
+        self.with(async move |channel| channel.queue_declare(name, options, arguments).await).unwrap();
     }
 
     #[track_caller]
@@ -234,14 +254,24 @@ impl Vhost {
     /// Publishes persistent messages with confirms; panics if the broker refuses one or cannot route one.
     #[track_caller]
     pub(crate) fn publish<B: Into<Vec<u8>>>(&self, exchange: &str, key: &str, bodies: impl IntoIterator<Item = B>) {
+        let persistent = BasicProperties::default().with_delivery_mode(2);
+        self.publish_all(exchange, key, bodies.into_iter().map(|body| (body.into(), persistent.clone())).collect());
+    }
+
+    /// Publishes tasks as Celery does: to a queue, by the anonymous exchange "", or to an exchange.
+    #[track_caller]
+    pub(crate) fn publish_tasks(&self, exchange: &str, key: &str, tasks: impl IntoIterator<Item = Task>) {
+        self.publish_all(exchange, key, tasks.into_iter().map(|task| task.to_amqp()).collect());
+    }
+
+    #[track_caller]
+    pub(crate) fn publish_all(&self, exchange: &str, key: &str, messages: Vec<(Vec<u8>, BasicProperties)>) {
         let (exchange, key) = (ShortString::from(exchange), ShortString::from(key));
-        let bodies: Vec<Vec<u8>> = bodies.into_iter().map(Into::into).collect();
         let unrouted = self.with(async move |channel| {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-            let mut confirms = Vec::with_capacity(bodies.len());
-            for body in bodies {
-                let properties = BasicProperties::default().with_delivery_mode(2);
+            let mut confirms = Vec::with_capacity(messages.len());
+            for (body, properties) in messages {
                 confirms.push(channel.basic_publish(exchange.clone(), key.clone(), options, &body, properties).await?);
             }
             let mut unrouted = 0;
@@ -296,6 +326,37 @@ impl Vhost {
             Ok(all)
         })
         .unwrap()
+    }
+
+    /// Consumes a queue without any limit and acknowledges nothing, for as long as the value lives.
+    #[track_caller]
+    pub(crate) fn consume(&self, queue: &str) -> Consumer {
+        self.consume_up_to(queue, 0)
+    }
+
+    /// Consumes a queue with one message in hand for ever, as a worker does that is busy.
+    #[track_caller]
+    pub(crate) fn consume_nothing(&self, queue: &str) -> Consumer {
+        self.consume_up_to(queue, 1)
+    }
+
+    #[track_caller]
+    fn consume_up_to(&self, queue: &str, prefetch: u16) -> Consumer {
+        let (connection, queue) = (connect(self.url()), ShortString::from(queue));
+        let channel = channel(&connection);
+        let mut deliveries = on(async move {
+            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            channel.basic_consume(queue, "test".into(), BasicConsumeOptions::default(), FieldTable::default()).await
+        })
+        .unwrap();
+        let messages = Arc::new(Mutex::new(Vec::new()));
+        let taken = Arc::clone(&messages);
+        spawn(async move {
+            while let Some(Ok(delivery)) = deliveries.next().await {
+                taken.lock().unwrap().push(Message::from(delivery));
+            }
+        });
+        Consumer { messages, connection }
     }
 
     /// Throws away what waits in a queue and says how many that were.
@@ -358,6 +419,32 @@ impl Drop for Vhost {
         let path = format!("/vhosts/{}", encode(&self.name));
         // A test may have killed its node, and nobody is there to be told.
         let _ = self.broker.request("DELETE", &path, None);
+    }
+}
+
+/// A consumer that keeps what it gets. Dropping it gives everything back to the broker.
+pub(crate) struct Consumer {
+    messages: Arc<Mutex<Vec<Message>>>,
+    connection: Arc<Connection>,
+}
+
+impl Consumer {
+    /// How many it has been given.
+    pub(crate) fn count(&self) -> usize {
+        self.messages.lock().unwrap().len()
+    }
+
+    /// What it has been given, in order.
+    pub(crate) fn take(self) -> Vec<Message> {
+        std::mem::take(&mut *self.messages.lock().unwrap())
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let connection = Arc::clone(&self.connection);
+        // The broker may have ended it already.
+        let _ = on(async move { connection.close(200, "done".into()).await });
     }
 }
 
