@@ -57,6 +57,7 @@ fn settings(vhost: &Vhost, port: u16) -> Broker {
         heartbeat: Duration::from_secs(2),
         global_keyprefix: String::new(),
         priority_steps: vec![0],
+        master_name: String::new(),
         tls: Tls::default(),
     }
 }
@@ -67,7 +68,7 @@ async fn outlet(broker: &Broker) -> (Link, Outlet) {
     let channel = link.connection().create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     declare(&channel, EXCHANGE).await.unwrap();
-    (link, Outlet { channel, rush: Rush::default() })
+    (link, Outlet::RabbitMq { channel, rush: Rush::default() })
 }
 
 fn quarantined() -> Record {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{A_WHILE, DRIFTED, SOON, marks};
 use crate::support::{
     celery::App,
-    facts::EXCHANGE,
+    facts::{EXCHANGE, Facts},
     field::{Field, INTAKE, ONE_AT_A_TIME, each_once},
     gate::{Host, MANAGED},
     process::tail,
@@ -346,17 +346,20 @@ fn a_cluster_is_refused() {
 }
 
 #[test]
-fn facts_are_on_a_capped_stream_for_late_readers_as_they_were_on_the_channel() {
+fn facts_are_on_a_stream_for_late_readers_as_they_were_on_the_channels() {
     let field = Field::on_redis(Redis::start());
     let (redis, host) = (field.redis(), field.host(0));
-    let facts = field.facts();
+    let ears = [Facts::on_redis(redis), Facts::on_redis_with_keys(redis)];
     let gate = host.start(&field.settings_of(host, 0));
     gate.wait_until(SOON, &field.name(0), "admitted");
     host.set_profile(DRIFTED);
     gate.wait_until(SOON, &field.name(0), "quarantined");
     assert!(gate.stop().success());
-    facts.nth(SOON, "gate-offline", &format!("worker-gate@{}", host.name()), 0);
-    let heard: Vec<Value> = facts.all().into_iter().map(|fact| fact.body).collect();
+    let [heard, heard_with_keys] = ears.map(|facts| -> Vec<Value> {
+        facts.nth(SOON, "gate-offline", &format!("worker-gate@{}", host.name()), 0);
+        facts.all().into_iter().map(|fact| fact.body).collect()
+    });
+    assert_eq!(heard, heard_with_keys);
     let entries: Vec<(String, Vec<String>)> = redis.ask(&["XRANGE", EXCHANGE, "-", "+"]);
     let kept: Vec<Value> = (entries.iter())
         .map(|(_, fields)| {
