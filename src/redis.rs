@@ -111,10 +111,7 @@ async fn connect_one(url: &RedisUrl, broker: &settings::Broker, purpose: &str) -
             (ConnectionAddr::Tcp(host, port), false)
         }
     };
-    let address = match &addr {
-        ConnectionAddr::Unix(path) => path.display().to_string(),
-        other => other.to_string(),
-    };
+    let address = addr.to_string();
     let mut login = RedisConnectionInfo::default()
         .set_db(i64::from(url.db))
         .set_protocol(ProtocolVersion::RESP3)
@@ -131,15 +128,15 @@ async fn connect_one(url: &RedisUrl, broker: &settings::Broker, purpose: &str) -
     let info = info.set_redis_settings(login).set_tcp_settings(settings);
     let client = if tls { Client::build_with_tls(info, certificates(&broker.tls)?) } else { Client::open(info) };
     let client = client.map_err(failed)?;
-    let ((pushed, pushes), (losing, lost)) = (mpsc::unbounded_channel(), watch::channel(false));
+    let ((push, pushes), (end, lost)) = (mpsc::unbounded_channel(), watch::channel(false));
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(HANDSHAKE_TIMEOUT))
         .set_response_timeout(Some(COMMAND_TIMEOUT))
         .set_push_sender(move |info: PushInfo| {
             if info.kind == PushKind::Disconnection {
-                losing.send_replace(true);
+                end.send_replace(true);
             }
-            pushed.send(info)
+            push.send(info)
         });
     // The crate's own limit does not hold for every step.
     let connecting = timeout(HANDSHAKE_TIMEOUT, client.get_multiplexed_async_connection_with_config(&config));

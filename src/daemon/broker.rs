@@ -17,7 +17,7 @@ use crate::{
     model::{EdgeReport, Wanted, WorkerName},
     redis::envelope::fanout_channel,
     report::outbox::{Outlet, RedisOutlet},
-    settings::{BrokerUrl, EdgeKind, Settings, Worker, broker_url::AmqpUrl},
+    settings::{BrokerUrl, EdgeKind, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
 };
 
 /// The broker's links, which the edges share.
@@ -100,17 +100,20 @@ impl Broker {
         match (self, worker.edge.clone()) {
             (Self::RabbitMq { links, url, .. }, EdgeKind::Route(intake)) => {
                 let (vhost, user) = (url.vhost.clone(), url.user.clone());
-                let route = Route { worker, intake, gate, vhost, user, maybe_deaf: true };
+                let route = Route { worker, intake, feed: None, gate, vhost, user, maybe_deaf: true };
                 Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, stop))
             }
             (Self::Redis { links, .. }, EdgeKind::Feed(feed)) => {
                 let feed = redis::Feed { worker, feed, gate };
                 Box::pin(edge::run(feed, Ends { links: links.clone(), wanted, reports }, stop))
             }
-            // Settings with such an edge are refused before a gate is made from them.
-            (Self::RabbitMq { .. }, EdgeKind::Feed(_)) | (Self::Redis { .. }, EdgeKind::Route(_)) => {
-                Box::pin(async { Ok(()) })
+            (Self::RabbitMq { links, url, .. }, EdgeKind::Feed(feed)) => {
+                let FeedIntake::Queue(queue) = feed.intake.clone() else { return Box::pin(async { Ok(()) }) };
+                let route = Route::fed(worker, &queue, feed, gate, (url.vhost.clone(), url.user.clone()));
+                Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, stop))
             }
+            // Settings with such an edge are refused before a gate is made from them.
+            (Self::Redis { .. }, EdgeKind::Route(_)) => Box::pin(async { Ok(()) }),
         }
     }
 }

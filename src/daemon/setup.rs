@@ -8,7 +8,7 @@ use crate::{
     model::{IdentityId, WorkerName},
     probe::Runner,
     report::http::{Progress, Snapshot},
-    settings::{BrokerUrl, EdgeKind, OnDrift, Settings},
+    settings::{OnDrift, Settings},
     verdict::{CheckPolicy, FlapPolicy, Policy},
 };
 
@@ -53,13 +53,9 @@ pub fn owners(identities: &[Identity]) -> Vec<(WorkerName, IdentityId)> {
 
 /// Whether this version can do all that the settings ask for.
 pub(super) fn supported(settings: &Settings) -> Result<(), DaemonError> {
-    let unsupported = |key, what| Err(DaemonError::Unsupported { key, what });
-    let on_rabbitmq = matches!(settings.broker.urls.first(), Some(BrokerUrl::Amqp(_)));
-    if on_rabbitmq && settings.workers.iter().any(|worker| matches!(worker.edge, EdgeKind::Feed(_))) {
-        return unsupported("workers.edge", "\"feed\" is not in this version; use \"route\" on RabbitMQ");
-    }
     if settings.events.mirror_celeryev {
-        return unsupported("events.mirror_celeryev", "it is not in this version; set it to false");
+        let (key, what) = ("events.mirror_celeryev", "it is not in this version; set it to false");
+        return Err(DaemonError::Unsupported { key, what });
     }
     Ok(())
 }

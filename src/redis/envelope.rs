@@ -5,7 +5,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 
 /// Wraps a JSON body.
-pub fn wrap(body: &str, headers: Map<String, Value>, exchange: &str, routing_key: &str) -> String {
+pub fn wrap(body: &str, headers: &Map<String, Value>, exchange: &str, routing_key: &str) -> String {
     json!({
         "body": BASE64_STANDARD.encode(body),
         "content-encoding": "utf-8",
@@ -46,10 +46,7 @@ pub fn unwrap(text: &[u8]) -> Option<Message> {
         Some("base64") => BASE64_STANDARD.decode(body).ok()?,
         _ => body.as_bytes().to_vec(),
     };
-    let headers = match message["headers"].take() {
-        Value::Object(headers) => headers,
-        _ => Map::new(),
-    };
+    let headers = if let Value::Object(headers) = message["headers"].take() { headers } else { Map::new() };
     Some(Message { body, headers, exchange, routing_key })
 }
 
@@ -69,7 +66,7 @@ mod tests {
     #[test]
     fn what_is_wrapped_comes_out_as_it_was() {
         let headers = json!({ "hostname": "h" }).as_object().unwrap().clone();
-        let message = unwrap(wrap("{\"a\":\"ü\"}", headers.clone(), "x", "a.b").as_bytes()).unwrap();
+        let message = unwrap(wrap("{\"a\":\"ü\"}", &headers, "x", "a.b").as_bytes()).unwrap();
         let (exchange, routing_key) = ("x".to_owned(), "a.b".to_owned());
         assert_eq!(message, Message { body: "{\"a\":\"ü\"}".into(), headers, exchange, routing_key });
     }

@@ -90,23 +90,22 @@ impl ConnectError {
     pub(super) fn from_redis(error: &RedisError, address: String, user: Option<&str>, tls: bool) -> Self {
         let user = user.unwrap_or("default").to_owned();
         let detail = text(error);
-        match error.kind() {
-            ErrorKind::AuthenticationFailed => Self::Credentials { address, user },
-            ErrorKind::Server(ServerErrorKind::NoPerm) => Self::NotPermitted { address, user, detail },
-            _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) => Self::Credentials { address, user },
-            ErrorKind::RESP3NotSupported => {
-                Self::Unfit { address, detail: "it does not speak RESP3; Redis 6.2 or newer is needed".to_owned() }
-            }
-            _ if error.is_timeout() => Self::TimedOut { address },
-            ErrorKind::Io if tls && !error.is_connection_refusal() && !is_system(error) => {
-                Self::Tls { address, detail }
-            }
-            ErrorKind::Io => Self::Unreachable { address, detail },
-            _ if error.is_connection_dropped() => Self::Unreachable { address, detail },
-            ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
-                Self::Unreachable { address, detail }
-            }
-            _ => Self::Unfit { address, detail },
+        let kind = error.kind();
+        let is_away = matches!(kind, ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown));
+        if kind == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) {
+            Self::Credentials { address, user }
+        } else if kind == ErrorKind::Server(ServerErrorKind::NoPerm) {
+            Self::NotPermitted { address, user, detail }
+        } else if kind == ErrorKind::RESP3NotSupported {
+            Self::Unfit { address, detail: "it does not speak RESP3; Redis 6.2 or newer is needed".to_owned() }
+        } else if error.is_timeout() {
+            Self::TimedOut { address }
+        } else if kind == ErrorKind::Io && tls && !error.is_connection_refusal() && !is_system(error) {
+            Self::Tls { address, detail }
+        } else if kind == ErrorKind::Io || is_away || error.is_connection_dropped() {
+            Self::Unreachable { address, detail }
+        } else {
+            Self::Unfit { address, detail }
         }
     }
 
@@ -155,10 +154,10 @@ pub fn text(error: &RedisError) -> String {
 
 /// What to do about an error on an established connection.
 pub fn retry(error: &RedisError) -> Retry {
-    match error.kind() {
-        ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::CrossSlot) => Retry::NeedsPerson,
-        // A replica since a failover, or one that still loads: somebody else is the master now, or soon.
-        ErrorKind::Server(_) | ErrorKind::Extension => Retry::Soon,
-        _ => Retry::AfterReconnect,
+    if matches!(error.kind(), ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::CrossSlot)) {
+        Retry::NeedsPerson
+    } else {
+        // Also from a replica since a failover: somebody else is the master now, or soon.
+        Retry::AfterReconnect
     }
 }

@@ -16,6 +16,7 @@ use lapin::{
     options::{BasicPublishOptions, ExchangeDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
+use serde_json::{Map, Value};
 use tokio::{sync::watch, time::sleep};
 
 use super::{event::Event, outbox::Shared};
@@ -100,8 +101,8 @@ impl Outlet {
 impl RedisOutlet {
     async fn publish(&self, exchange: &str, event: &Event) -> Result<(), PublishError> {
         let (body, key) = (event.to_json(), event.routing_key());
-        let hostname = [("hostname".to_owned(), event.hostname().into())].into_iter().collect();
-        let message = envelope::wrap(&body, hostname, exchange, &key);
+        let hostname: Map<String, Value> = [("hostname".to_owned(), event.hostname().into())].into_iter().collect();
+        let message = envelope::wrap(&body, &hostname, exchange, &key);
         let mut pipeline = ::redis::pipe();
         pipeline.atomic();
         pipeline

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+mod feeding;
 mod letter;
 mod mover;
 pub(crate) mod names;
@@ -30,7 +31,7 @@ use super::links::Links;
 use crate::{
     edge::{Edge, Ends, Memory, fault::Fault},
     model::WorkerName,
-    settings::{RouteIntake, Worker},
+    settings::{Feed, FeedIntake, IntakeType, RouteIntake, Worker},
 };
 
 /// What one route edge needs to know.
@@ -38,8 +39,10 @@ use crate::{
 pub struct Route {
     /// The worker.
     pub worker: Worker,
-    /// Its intake.
+    /// Its intake; for a feed, the exchange by which the gate publishes to the lane.
     pub intake: RouteIntake,
+    /// The queue that the gate feeds it from, and how; `None` where producers publish to the intake themselves.
+    pub feed: Option<Feed>,
     /// The gate's name, for whoever asks the owner.
     pub gate: String,
     /// For the commands in remedies.
@@ -49,6 +52,16 @@ pub struct Route {
     /// Whether the worker may have been told to stop consuming its lane, by this gate or by one before it that did not live
     /// to undo it.
     pub maybe_deaf: bool,
+}
+
+impl Route {
+    /// The edge of a feed from this queue (DESIGN.md 4.2): the gate publishes to `<queue>.feed` with the lane's name as the key,
+    /// and what comes there while the edge is shut goes back to the queue.
+    pub fn fed(worker: Worker, queue: &str, feed: Feed, gate: String, (vhost, user): (String, String)) -> Self {
+        let (exchange, keys) = (format!("{queue}.feed"), vec![worker.lane.clone()]);
+        let intake = RouteIntake { exchange, kind: IntakeType::Direct, keys };
+        Self { worker, intake, feed: Some(feed), gate, vhost, user, maybe_deaf: true }
+    }
 }
 
 impl Edge for Route {
@@ -65,7 +78,11 @@ impl Edge for Route {
         memory: &mut Memory,
         stop: &CancellationToken,
     ) -> Result<(), Fault> {
-        let names = Names::new(&self.worker, &self.intake);
+        let shared = self.feed.as_ref().and_then(|feed| match &feed.intake {
+            FeedIntake::Queue(queue) => Some(queue.as_str()),
+            FeedIntake::Exchange { .. } => None,
+        });
+        let names = Names::new(&self.worker, &self.intake, shared);
         let mut maybe_deaf = self.maybe_deaf;
         let served = serving::serve(self, &names, links, ends, memory, &mut maybe_deaf, stop).await;
         self.maybe_deaf = maybe_deaf;

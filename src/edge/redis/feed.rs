@@ -176,27 +176,20 @@ impl Serving<'_> {
         }
         ends.tell(name, EdgeReport::Is(wanted, clock::now().mono)).await;
         let account = Account { before: moved, moved, left: 0, taken: 0 };
-        let settled = |exposed| EdgeReport::Settled { change: wanted.change, account, exposed };
+        let change = wanted.change;
         if wanted.edge == model::Edge::Open || !was_open {
-            ends.tell(name, settled(None)).await;
+            ends.tell(name, EdgeReport::Settled { change, account, exposed: None }).await;
             return Ok(());
         }
         let (remote, reports, name) = (Arc::clone(&self.links.remote), ends.reports.clone(), name.clone());
         let (recycles, lane) = (self.recycles(wanted), self.edge.worker.lane.clone());
-        let answer = settled(None);
         // Apart: a worker that is away or deaf holds up no edge.
         tokio::spawn(async move {
-            let exposed = remote.exposed(&name).await;
+            let exposed = Some(remote.exposed(&name).await);
             if recycles && let Err(fault) = remote.send(&name, &lane, Command::Shutdown).await {
                 tracing::warn!(worker = %name, "failed to {fault}");
             }
-            let answer = match answer {
-                EdgeReport::Settled { change, account, .. } => {
-                    EdgeReport::Settled { change, account, exposed: Some(exposed) }
-                }
-                other => other,
-            };
-            let _ = reports.send((name, answer)).await;
+            let _ = reports.send((name, EdgeReport::Settled { change, account, exposed })).await;
         });
         Ok(())
     }

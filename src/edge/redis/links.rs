@@ -111,13 +111,13 @@ impl Connect for Links {
 
 /// Ends when the sentinels name another master than the one at this address; never, without sentinels.
 async fn other_master(broker: &Broker, address: &str) -> String {
+    if !redis::has_sentinels(broker) {
+        std::future::pending::<()>().await;
+    }
     loop {
         sleep(SENTINEL_LOOK).await;
-        match redis::master(broker).await {
-            Some(master) if master != address => return master,
-            Some(_) => {}
-            None if !redis::has_sentinels(broker) => std::future::pending::<()>().await,
-            None => {}
+        if let Some(master) = redis::master(broker).await.filter(|master| master != address) {
+            return master;
         }
     }
 }

@@ -138,7 +138,7 @@ impl Remote {
         let body = celery::question(Some(&node), method, arguments, ticket, reply_to);
         let headers = json!({ "clock": 1, "expires": celery::expires() });
         let headers = headers.as_object().cloned().unwrap_or_default();
-        let message = envelope::wrap(&body, headers, PIDBOX, "");
+        let message = envelope::wrap(&body, &headers, PIDBOX, "");
         let mut connection = self.connection.clone();
         let mut publish = cmd("PUBLISH");
         publish.arg(&self.channel).arg(message);

@@ -20,6 +20,9 @@ const KEY_HEADER: &str = "x-worker-gate-key";
 /// On a message that was held for a key that the worker no longer has, when it is published to the intake again.
 const STRAY_HEADER: &str = "x-worker-gate-stray";
 
+/// All that a gate ever writes on a message.
+const OURS: [&str; 4] = [MOVED_HEADER, EXCHANGE_HEADER, KEY_HEADER, STRAY_HEADER];
+
 /// Where a moved message goes next, and as what.
 #[derive(Debug, PartialEq)]
 pub(super) struct Destination {
@@ -32,6 +35,10 @@ pub(super) struct Destination {
 /// where it waits and a later retry of its task goes through the intake; else straight to the holding queue, with its way
 /// remembered, because it would only come back the way it came.
 pub(super) fn take_back(delivery: &Delivery, names: &Names, mark: &AMQPValue) -> Destination {
+    if let Some(shared) = &names.shared {
+        // Anybody's again; however it came to this lane, to the next one it comes by that one's edge.
+        return Destination { exchange: ShortString::default(), key: shared.clone(), properties: plain(delivery) };
+    }
     let mut headers = headers(&delivery.properties);
     let came_round = headers.inner().get(MOVED_HEADER) == Some(mark);
     if delivery.exchange == names.intake && !came_round {
@@ -52,6 +59,11 @@ pub(super) fn take_back(delivery: &Delivery, names: &Names, mark: &AMQPValue) ->
     }
 }
 
+/// Where a message of a shared queue goes: by the edge, so that a later retry of its task goes the same way.
+pub(super) fn feed(delivery: &Delivery, names: &Names) -> Destination {
+    Destination { exchange: names.intake.clone(), key: names.lane.clone(), properties: plain(delivery) }
+}
+
 /// The key of a message that is to be given back and is not this worker's any more.
 pub(super) fn stray_key(way: Way, delivery: &Delivery, names: &Names) -> Option<ShortString> {
     let came_by_intake = delivery.exchange == names.intake && header(&delivery.properties, EXCHANGE_HEADER).is_none();
@@ -65,7 +77,7 @@ pub(super) fn give_back(delivery: &Delivery, names: &Names) -> Destination {
     let remembered = header(&delivery.properties, EXCHANGE_HEADER).zip(header(&delivery.properties, KEY_HEADER));
     let (exchange, key) =
         remembered.unwrap_or_else(|| (delivery.exchange.to_string(), delivery.routing_key.to_string()));
-    let mut ours = without(&headers(&delivery.properties), &[MOVED_HEADER, EXCHANGE_HEADER, KEY_HEADER, STRAY_HEADER]);
+    let mut ours = without(&headers(&delivery.properties), &OURS);
     if exchange == names.intake.as_str() {
         let mut next = &names.intake;
         if !names.takes(&key) {
@@ -83,6 +95,12 @@ pub(super) fn give_back(delivery: &Delivery, names: &Names) -> Destination {
         let properties = with_headers(&delivery.properties, ours);
         Destination { exchange: ShortString::default(), key: names.lane.clone(), properties }
     }
+}
+
+/// A message as it was before any gate had it.
+fn plain(delivery: &Delivery) -> BasicProperties {
+    let headers = without(&headers(&delivery.properties), &OURS);
+    with_headers(&delivery.properties, headers)
 }
 
 fn headers(properties: &BasicProperties) -> FieldTable {

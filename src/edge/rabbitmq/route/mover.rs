@@ -341,14 +341,14 @@ impl Mover {
 /// channel is confirmed next. It is opened beside all else, because under an alarm that takes as long as the alarm, and what
 /// waits is to be consumed all the same.
 #[derive(Debug)]
-struct Mouth {
+pub(super) struct Mouth {
     links: Arc<Links>,
     opening: JoinHandle<Result<Channel, Fault>>,
     channel: Option<Channel>,
 }
 
 impl Mouth {
-    fn open(links: Arc<Links>) -> Self {
+    pub(super) fn open(links: Arc<Links>) -> Self {
         let opening = Self::begin(&links);
         Self { links, opening, channel: None }
     }
@@ -359,7 +359,7 @@ impl Mouth {
     }
 
     /// Cancel-safe.
-    async fn channel(&mut self) -> Result<Channel, Fault> {
+    pub(super) async fn channel(&mut self) -> Result<Channel, Fault> {
         loop {
             if let Some(channel) = &self.channel {
                 return Ok(channel.clone());
@@ -374,7 +374,7 @@ impl Mouth {
     }
 
     /// In its own time: nothing waits for it.
-    fn close(mut self) {
+    pub(super) fn close(mut self) {
         tokio::spawn(async move {
             let opened = match self.channel.take() {
                 Some(channel) => Some(channel),

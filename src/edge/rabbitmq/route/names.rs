@@ -31,12 +31,15 @@ pub(crate) struct Names {
     /// Where what the intake could not deliver waits: the lane's own holding queue, but for a hash intake, whose messages
     /// belong to no worker, one queue that all its gates share.
     pub(crate) holding: ShortString,
+    /// For a feed: the queue that its workers share, which is also where messages wait.
+    pub(crate) shared: Option<ShortString>,
 }
 
 impl Names {
-    pub(crate) fn new(worker: &Worker, intake: &RouteIntake) -> Self {
+    pub(crate) fn new(worker: &Worker, intake: &RouteIntake, shared: Option<&str>) -> Self {
         let (exchange, lane) = (&intake.exchange, &worker.lane);
-        let lane_held: ShortString = format!("{lane}.held").into();
+        let shared: Option<ShortString> = shared.map(Into::into);
+        let lane_held = shared.clone().unwrap_or_else(|| format!("{lane}.held").into());
         let intake_held: ShortString = format!("{exchange}.held").into();
         Self {
             intake: exchange.as_str().into(),
@@ -56,6 +59,7 @@ impl Names {
             },
             intake_held,
             lane_held,
+            shared,
         }
     }
 }

@@ -48,6 +48,9 @@ impl Topology<'_> {
 
     async fn send_probes(&self, links: &Links, publish: &Channel) -> Result<(), Fault> {
         let names = self.names;
+        if names.shared.is_some() {
+            return self.may_feed(links).await;
+        }
         let ears = open(&links.moves).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let queue =
@@ -86,6 +89,22 @@ impl Topology<'_> {
             self.clean(links).await?;
         }
         let _ = ears.close(200, "done".into()).await;
+        Ok(())
+    }
+
+    /// For a feed the broker has compared the argument that leads back to the shared queue, and a probe would come to whoever
+    /// consumes it. What is left to show is leave to read the shared queue, and to publish to the edge's entry and, for what is
+    /// taken back, to the anonymous exchange: RabbitMQ lets only those name a dead letter exchange who may write to it.
+    async fn may_feed(&self, links: &Links) -> Result<(), Fault> {
+        let channel = open(&links.moves).await?;
+        for entry in [&self.names.intake, &ShortString::default()] {
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString(entry.as_str().into()));
+            let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+            let declare = channel.queue_declare(ShortString::default(), options, arguments);
+            within("get leave to publish what is fed", declare).await?;
+        }
+        let _ = channel.close(200, "done".into()).await;
         Ok(())
     }
 

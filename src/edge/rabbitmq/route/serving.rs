@@ -79,6 +79,7 @@ pub(super) async fn serve(
         is_plain,
         open: false,
         movers: Vec::new(),
+        feedings: Vec::new(),
         settling: None,
         maybe_deaf,
     };
@@ -114,6 +115,8 @@ struct Serving<'a> {
     is_plain: bool,
     open: bool,
     movers: Vec<Moving>,
+    /// What feeds the lane, and what fed it until a moment ago.
+    feedings: Vec<(CancellationToken, AbortOnDropHandle<Result<(), Fault>>)>,
     settling: Option<Settling>,
     maybe_deaf: &'a mut bool,
 }
@@ -264,7 +267,8 @@ impl Serving<'_> {
         let sum = |count: fn(&Tally) -> &AtomicU64| moving.iter().map(|m| count(&m.tally).load(Relaxed)).sum::<u64>();
         let time_up = Instant::now() >= settling.until;
         let unanswered = settling.exposed.as_ref().is_some_and(|asked| !asked.is_finished());
-        let idle = stopping.is_empty() && moving.iter().all(|moving| moving.tally.idle());
+        let fed = self.feedings.iter().any(|(stop, _)| stop.is_cancelled());
+        let idle = !fed && stopping.is_empty() && moving.iter().all(|moving| moving.tally.idle());
         if !time_up && (!idle || unanswered) {
             self.settling = Some(settling);
             return Ok(());

@@ -35,6 +35,9 @@ impl Topology<'_> {
     /// Says whether the intake has its alternate exchange as an argument; if not, only a probe message can tell.
     pub(super) async fn declare(&self, control: &Link) -> Result<bool, Fault> {
         let names = self.names;
+        if let Some(shared) = &names.shared {
+            self.shared(control, shared).await?;
+        }
         let channel = open(control).await?;
         self.declare_holding(&channel).await?;
         // Its alternate exchange keeps what comes while somebody has deleted the lane.
@@ -53,6 +56,13 @@ impl Topology<'_> {
     /// order in which it is asked, and answers so: if something is refused, it is the first that has no answer.
     pub(super) async fn declare_holding(&self, channel: &Channel) -> Result<(), Fault> {
         let names = self.names;
+        if let Some(shared) = &names.shared {
+            return try_join!(
+                self.exchange(channel, &names.intake_held, ExchangeKind::Fanout, None),
+                self.bind(channel, shared, &names.intake_held, ""),
+            )
+            .map(drop);
+        }
         match self.intake.kind {
             IntakeType::Direct | IntakeType::Topic => {
                 let bind = async |key: &String| self.bind(channel, &names.lane_held, &names.intake_held, key).await;
@@ -73,6 +83,25 @@ impl Topology<'_> {
                 self.queue(channel, &names.lane_held),
             )
             .map(drop),
+        }
+    }
+
+    /// The queue that producers and other gates share. It is theirs, with whatever arguments; only where it is missing it is
+    /// made, as Celery makes a queue.
+    async fn shared(&self, control: &Link, shared: &ShortString) -> Result<(), Fault> {
+        let channel = open(control).await?;
+        match count(&channel, shared).await {
+            Ok(_) => {
+                let _ = channel.close(200, "done".into()).await;
+                Ok(())
+            }
+            Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => {
+                let channel = open(control).await?;
+                self.queue(&channel, shared).await?;
+                let _ = channel.close(200, "done".into()).await;
+                Ok(())
+            }
+            Err(fault) => self.permit(Err(fault), shared.as_str()),
         }
     }
 
@@ -175,7 +204,7 @@ impl Topology<'_> {
                     .to_owned(),
             );
         }
-        if self.intake.kind == IntakeType::ConsistentHash {
+        if self.intake.kind == IntakeType::ConsistentHash || names.shared.is_some() {
             // A probe message would go to whichever worker is fit, so a policy cannot be proven here.
             return problem(
                 format!("it exists without {} as its alternate-exchange argument", names.intake_held),
@@ -271,7 +300,7 @@ pub(super) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<
     Ok(count(channel, queue).await?.consumer_count())
 }
 
-async fn count(channel: &Channel, queue: &ShortString) -> Result<lapin::Queue, Fault> {
+pub(super) async fn count(channel: &Channel, queue: &ShortString) -> Result<lapin::Queue, Fault> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     within("count a queue", channel.queue_declare(queue.clone(), options, FieldTable::default())).await
 }

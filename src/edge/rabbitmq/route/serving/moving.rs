@@ -17,12 +17,13 @@ use crate::{
         rabbitmq::{
             remote::{self, Sent},
             route::{
+                feeding::Feeding,
                 mover::{self, Mover, Tally, Way},
                 topology,
             },
         },
     },
-    settings::IntakeType,
+    settings::{Feed, IntakeType},
 };
 
 /// A mover at work.
@@ -57,6 +58,10 @@ pub(super) fn sweep(movers: &[&Moving]) -> AbortOnDropHandle<()> {
 impl Serving<'_> {
     /// Begins to give back, and says how many messages wait for it.
     pub(super) async fn give_back(&mut self) -> Result<u64, Fault> {
+        if let Some((feed, shared)) = self.route.feed.as_ref().zip(self.names.shared.clone()) {
+            self.start_feeding(feed.clone(), shared).await?;
+            return Ok(0);
+        }
         let mut before = 0;
         for queue in self.holding_queues() {
             before += topology::waiting(&self.control, &queue).await?;
@@ -92,6 +97,10 @@ impl Serving<'_> {
     }
 
     pub(super) fn holding_queues(&self) -> Vec<ShortString> {
+        if self.names.shared.is_some() {
+            // What waits there is everybody's, and nothing that an open gives back.
+            return Vec::new();
+        }
         match self.route.intake.kind {
             IntakeType::Direct | IntakeType::Topic => vec![self.names.holding.clone()],
             IntakeType::ConsistentHash => vec![self.names.lane_held.clone(), self.names.holding.clone()],
@@ -135,10 +144,25 @@ impl Serving<'_> {
         Ok(())
     }
 
+    async fn start_feeding(&mut self, feed: Feed, shared: ShortString) -> Result<(), Fault> {
+        let (links, names, worker) = (Arc::clone(self.links), self.names.clone(), self.route.worker.name.clone());
+        // A task of its own, for the same reason.
+        let starting = tokio::spawn(Feeding::start(worker, names, shared.clone(), feed, links, Arc::clone(&self.bell)));
+        let feeding =
+            self.topology.permit(starting.await.unwrap_or_else(|panic| Err(panicked(&panic))), shared.as_str())?;
+        let stop = CancellationToken::new();
+        let task = AbortOnDropHandle::new(tokio::spawn(feeding.run(stop.clone())));
+        self.feedings.push((stop, task));
+        Ok(())
+    }
+
     /// From here on no mover publishes any more; what each has in flight it finishes.
     pub(super) fn stop_moving(&self) {
         for moving in &self.movers {
             moving.stop.cancel();
+        }
+        for (stop, _) in &self.feedings {
+            stop.cancel();
         }
     }
 
@@ -147,6 +171,9 @@ impl Serving<'_> {
         self.stop_moving();
         for moving in self.movers.drain(..) {
             join(moving.task).await?;
+        }
+        for (_, task) in self.feedings.drain(..) {
+            join(task).await?;
         }
         Ok(())
     }
@@ -157,6 +184,12 @@ impl Serving<'_> {
         self.movers = going;
         for moving in ended {
             join(moving.task).await?;
+        }
+        let (ended, going): (Vec<_>, Vec<_>) = self.feedings.drain(..).partition(|(_, task)| task.is_finished());
+        self.feedings = going;
+        for (_, task) in ended {
+            let fed = join(task).await;
+            self.topology.permit(fed, self.names.holding.as_str())?;
         }
         Ok(())
     }

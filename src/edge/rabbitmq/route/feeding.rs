@@ -1,0 +1,341 @@
+//! Feeds a lane from a queue that many workers share: consume, publish to the open edge, wait for the confirm, then ack.
+//!
+//! A message leaves the shared queue only when the lane has room for it, so that whoever is free gets it; and an ack lets the
+//! broker send the next one, so nothing is acked before there is room for what may come then. While a lane is full nobody
+//! consumes for it, and nothing is handed back in order to wait: a quorum queue counts that, and drops what came back too
+//! often.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesOrdered};
+use lapin::{
+    Channel, Confirmation, Consumer,
+    message::Delivery,
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions,
+        BasicQosOptions,
+    },
+    types::{FieldTable, ShortString},
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{
+    letter::{self, Destination, PROBE_HEADER, header},
+    mover::{Mouth, Mover, Tally, Way},
+    names::Names,
+    topology,
+};
+use crate::{
+    edge::{
+        fault::{Fault, within},
+        rabbitmq::links::Links,
+    },
+    model::WorkerName,
+    settings::Feed,
+};
+
+/// In hand at the most, whatever the lane has room for: more than the broker confirms together.
+const WINDOW: u64 = 512;
+/// The first and the longest pause between two looks at a full lane: a worker that runs one short task after the other is not
+/// kept waiting, and one with a long task costs twenty looks a second.
+const FULL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// Between two looks for a worker that does not consume its lane.
+const ABSENT: Duration = Duration::from_millis(250);
+/// What was seen of the lane longer ago than this is looked at again before anything is fed.
+const FRESH: Duration = Duration::from_secs(1);
+/// For what is in flight when the feeding is told to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// Feeds one lane while its edge is open.
+#[derive(Debug)]
+pub(super) struct Feeding {
+    worker: WorkerName,
+    names: Names,
+    shared: ShortString,
+    feed: Feed,
+    links: Arc<Links>,
+    /// Consumes and acks.
+    consume: Channel,
+    /// Counts the lane.
+    look: Channel,
+    mouth: Mouth,
+    bell: Arc<Notify>,
+    /// Since when the worker does not consume.
+    absent_since: Option<Instant>,
+}
+
+/// What was seen of the lane.
+#[derive(Debug, Clone, Copy)]
+struct Lane {
+    waiting: u64,
+    consumers: u32,
+    seen: Instant,
+}
+
+impl Lane {
+    /// How many more it may have; none while nobody consumes it.
+    fn room(self, depth: u32) -> u64 {
+        if self.consumers == 0 { 0 } else { u64::from(depth).saturating_sub(self.waiting) }
+    }
+}
+
+/// Why nobody consumes for the lane any more.
+enum Ended {
+    Stopped,
+    /// There is no room, or nobody to feed.
+    Full(Lane),
+}
+
+impl Feeding {
+    pub(super) async fn start(
+        worker: WorkerName,
+        names: Names,
+        shared: ShortString,
+        feed: Feed,
+        links: Arc<Links>,
+        bell: Arc<Notify>,
+    ) -> Result<Self, Fault> {
+        let mouth = Mouth::open(Arc::clone(&links));
+        let (consume, look) = tokio::try_join!(topology::open(&links.moves), topology::open(&links.moves))?;
+        Ok(Self { worker, names, shared, feed, links, consume, look, mouth, bell, absent_since: None })
+    }
+
+    /// Feeds until told to stop. What is in hand and not yet published then goes back to its place in the queue.
+    ///
+    /// # Errors
+    /// The broker's, with everything in hand back in the queue as soon as the channel is gone.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), Fault> {
+        let outcome = self.feed(&stop).await;
+        self.links.rush.over().await;
+        // Closing the channel puts back what was delivered and not acked, each message in its place.
+        let _ = within("stop feeding", self.consume.close(200, "done".into())).await;
+        let _ = within("stop feeding", self.look.close(200, "done".into())).await;
+        self.mouth.close();
+        self.bell.notify_one();
+        outcome
+    }
+
+    async fn feed(&mut self, stop: &CancellationToken) -> Result<(), Fault> {
+        let (mut lane, mut pause) = (self.lane().await?, FULL.0);
+        loop {
+            let room = lane.room(self.feed.depth);
+            if room > 0 {
+                self.absent_since = None;
+                pause = FULL.0;
+                match self.consume(room, stop).await? {
+                    Ended::Stopped => return Ok(()),
+                    Ended::Full(seen) => lane = seen,
+                }
+                continue;
+            }
+            if lane.consumers == 0 {
+                pause = ABSENT;
+                let since = *self.absent_since.get_or_insert(lane.seen);
+                if lane.waiting > 0 && since.elapsed() >= self.feed.offline_after {
+                    self.take_back(stop).await?;
+                }
+            } else {
+                self.absent_since = None;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = sleep(pause) => {}
+            }
+            pause = (pause * 2).min(FULL.1.max(pause));
+            lane = self.lane().await?;
+        }
+    }
+
+    /// Consumes for the lane for as long as it has room.
+    async fn consume(&mut self, mut room: u64, stop: &CancellationToken) -> Result<Ended, Fault> {
+        let window = room.min(WINDOW);
+        let qos = u16::try_from(window).unwrap_or(u16::MAX);
+        within("consume the intake", self.consume.basic_qos(qos, BasicQosOptions::default())).await?;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consuming = self.consume.basic_consume(self.shared.clone(), ShortString::default(), options, arguments);
+        let mut consumer = within("consume the intake", consuming).await?;
+        let mut lane = Lane { waiting: 0, consumers: 1, seen: Instant::now() };
+        let mut hand = Hand::default();
+        // A worker that goes while nothing comes is to be missed all the same.
+        let idle = (self.feed.offline_after / 2).clamp(ABSENT, Duration::from_secs(5));
+        loop {
+            // Cancel-safe: a stream's `next` and a token keep what they have when they are not the branch that ran.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    let _ = tokio::time::timeout(STOP_LIMIT, self.finish(&mut hand)).await;
+                    return Ok(Ended::Stopped);
+                }
+                Some(confirmed) = hand.in_flight.next(), if !hand.in_flight.is_empty() => {
+                    hand.take(confirmed)?;
+                    // An ack opens the window for as many more. Nothing else is in the way of it but room.
+                    let potential = window - hand.published + hand.unacked();
+                    if room < potential {
+                        lane = self.lane().await?;
+                        // What is in flight may be in the lane's count or not be there yet.
+                        room = lane.room(self.feed.depth).saturating_sub(hand.in_flight.len() as u64);
+                    }
+                    if room >= potential {
+                        self.ack(&mut hand).await?;
+                    } else if hand.in_flight.is_empty() || lane.consumers == 0 {
+                        return self.pause(consumer, hand, lane).await;
+                    }
+                }
+                delivery = consumer.next() => {
+                    let delivery = match delivery {
+                        Some(Ok(delivery)) => delivery,
+                        Some(Err(error)) => return Err(Fault::command("consume the intake", error)),
+                        None => return Err(Fault::command("consume the intake", lapin::ErrorKind::InvalidChannel(0).into())),
+                    };
+                    if lane.seen.elapsed() > FRESH {
+                        lane = self.lane().await?;
+                        room = lane.room(self.feed.depth).saturating_sub(hand.in_flight.len() as u64);
+                        if room == 0 {
+                            self.hand_back(&delivery).await?;
+                            return self.pause(consumer, hand, lane).await;
+                        }
+                    }
+                    room = room.saturating_sub(1);
+                    tokio::select! {
+                        biased;
+                        // Never published: it goes back to its place with the channel.
+                        () = stop.cancelled() => {}
+                        published = self.publish(delivery, &mut hand) => published?,
+                    }
+                }
+                () = sleep(idle), if hand.published == 0 => {
+                    lane = self.lane().await?;
+                    room = lane.room(self.feed.depth);
+                    if room < window {
+                        return self.pause(consumer, hand, lane).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stops consuming, and only then acks: nothing more comes in the place of what is acked.
+    async fn pause(&mut self, mut consumer: Consumer, mut hand: Hand, lane: Lane) -> Result<Ended, Fault> {
+        let cancel = self.consume.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        within("consume the intake no more", cancel).await?;
+        // What was sent before the answer was sent into the window that there was room for.
+        while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
+            if lane.consumers == 0 {
+                self.hand_back(&delivery).await?;
+            } else {
+                self.publish(delivery, &mut hand).await?;
+            }
+        }
+        self.finish(&mut hand).await?;
+        Ok(Ended::Full(self.lane().await?))
+    }
+
+    /// Waits for every confirm, and acks.
+    async fn finish(&self, hand: &mut Hand) -> Result<(), Fault> {
+        while let Some(confirmed) = hand.in_flight.next().await {
+            hand.take(confirmed)?;
+        }
+        self.ack(hand).await
+    }
+
+    async fn ack(&self, hand: &mut Hand) -> Result<(), Fault> {
+        let Some(tag) = hand.confirmed.back().copied() else { return Ok(()) };
+        hand.published -= hand.confirmed.len() as u64;
+        hand.confirmed.clear();
+        within("ack what was fed", self.consume.basic_ack(tag, BasicAckOptions { multiple: true })).await
+    }
+
+    async fn hand_back(&self, delivery: &Delivery) -> Result<(), Fault> {
+        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        within("put a message back", delivery.nack(options)).await.map(drop)
+    }
+
+    async fn publish(&mut self, delivery: Delivery, hand: &mut Hand) -> Result<(), Fault> {
+        if header(&delivery.properties, PROBE_HEADER).is_some() {
+            return within("drop a probe", delivery.ack(BasicAckOptions::default())).await.map(drop);
+        }
+        let channel = self.mouth.channel().await?;
+        let Destination { exchange, key, properties } = letter::feed(&delivery, &self.names);
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let publish = channel.basic_publish(exchange, key, options, &delivery.data, properties);
+        let confirm = publish.await.map_err(|error| Fault::command("feed a message", error))?;
+        let tag = delivery.delivery_tag;
+        hand.published += 1;
+        hand.in_flight.push_back(async move { (tag, confirm.await) }.boxed());
+        Ok(())
+    }
+
+    async fn lane(&self) -> Result<Lane, Fault> {
+        let queue = topology::count(&self.look, &self.names.lane).await?;
+        let (waiting, consumers) = (u64::from(queue.message_count()), queue.consumer_count());
+        Ok(Lane { waiting, consumers, seen: Instant::now() })
+    }
+
+    /// Puts what waits in the lane of a worker that is away back to the shared queue, unless it comes meanwhile.
+    async fn take_back(&mut self, stop: &CancellationToken) -> Result<(), Fault> {
+        let waiting = self.lane().await?.waiting;
+        tracing::info!(worker = %self.worker, messages = waiting, "the worker is away: what waits in its lane goes back to the intake");
+        let (tally, (_sweeps, asked)) = (Arc::<Tally>::default(), mpsc::channel(1));
+        let (lane, names, links) = (self.names.lane.clone(), self.names.clone(), Arc::clone(&self.links));
+        let bell = Arc::default();
+        let mover = Mover::start(Way::TakeBack, lane, names, links, asked, Arc::clone(&tally), bell).await?;
+        let done = CancellationToken::new();
+        let mut task = AbortOnDropHandle::new(tokio::spawn(mover.run(done.clone())));
+        // With our own consumer there, whether the worker is back shows in there being two.
+        loop {
+            let lane = self.lane().await?;
+            if lane.consumers > 1 || (lane.waiting == 0 && tally.idle()) {
+                break;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                ended = &mut task => return ended.unwrap_or(Ok(())),
+                () = sleep(FULL.1) => {}
+            }
+        }
+        done.cancel();
+        task.await.unwrap_or(Ok(()))
+    }
+}
+
+type InFlight = futures_util::future::BoxFuture<'static, (u64, lapin::Result<Confirmation>)>;
+
+/// What was consumed and is not acked.
+#[derive(Default)]
+struct Hand {
+    in_flight: FuturesOrdered<InFlight>,
+    /// Delivery tags, ascending: the lane has them.
+    confirmed: VecDeque<u64>,
+    /// How many are published and not acked.
+    published: u64,
+}
+
+impl Hand {
+    fn unacked(&self) -> u64 {
+        self.confirmed.len() as u64
+    }
+
+    /// Takes one confirm in, and every other that has come by now.
+    fn take(&mut self, first: (u64, lapin::Result<Confirmation>)) -> Result<(), Fault> {
+        let mut next = Some(first);
+        while let Some((tag, confirm)) = next {
+            match confirm.map_err(|error| Fault::command("feed a message", error))? {
+                Confirmation::Ack(None) => self.confirmed.push_back(tag),
+                Confirmation::Ack(Some(returned)) => {
+                    return Err(Fault::Nowhere { exchange: returned.delivery.exchange.to_string() });
+                }
+                Confirmation::Nack(_) | Confirmation::NotRequested => {
+                    return Err(Fault::Silent { doing: "feed a message: the broker could not take it".to_owned() });
+                }
+            }
+            next = self.in_flight.next().now_or_never().flatten();
+        }
+        Ok(())
+    }
+}
