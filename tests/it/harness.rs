@@ -250,7 +250,7 @@ fn a_redis_server_sorts_by_kombus_priorities_and_a_celery_worker_runs_what_the_t
 fn facts_on_redis_are_heard_as_kombu_publishes_them() {
     let redis = Redis::start();
     let app = App::routed(&redis.url(), json!({}));
-    let mut facts = Facts::on_redis(&redis);
+    let (plain, keyed) = (Facts::on_redis(&redis), Facts::on_redis_with_keys(&redis));
     let text = format!(
         "from app import app\n\
          from kombu import Exchange\n\
@@ -263,8 +263,9 @@ fn facts_on_redis_are_heard_as_kombu_publishes_them() {
     let mut command = app.python(std::process::Command::new(venv().join("bin/python")));
     command.args(["-c", &text]);
     run(command);
-    for key in ["", "worker.held"] {
-        assert_eq!(facts.next(SOON, "worker-held", "w").body["key"], key);
+    for (facts, key) in [(plain, ""), (keyed, "worker.held")] {
+        assert_eq!(facts.nth(SOON, "worker-held", "w", 0).body["key"], key);
+        assert_eq!(facts.all().len(), 1);
     }
 }
 

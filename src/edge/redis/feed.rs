@@ -222,6 +222,7 @@ impl Serving<'_> {
 
     async fn put_back(&mut self, what: PutBack) -> Result<u64, Fault> {
         let (moved, _) = put_back(&self.put_back, &mut self.connection, &self.keys, &self.value, what).await?;
+        self.links.feeder.ring();
         u64::try_from(moved).map_err(|_| self.expired())
     }
 

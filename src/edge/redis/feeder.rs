@@ -184,6 +184,11 @@ impl Feeder {
         }
     }
 
+    /// The lists of a worker have been written to.
+    pub(super) fn ring(&self) {
+        self.bell.notify_one();
+    }
+
     fn change(&self, name: &WorkerName, change: impl FnOnce(&mut Slot)) {
         if let Some(slot) = self.slots().get_mut(name) {
             change(slot);
@@ -239,10 +244,12 @@ impl Feeder {
             }
             let moved: u64 = said.iter().map(|(moved, _, _)| u64::try_from(*moved).unwrap_or_default()).sum();
             let after = self.after(&plans, &said, &remote);
+            let has_put_back = !after.put_back.is_empty();
             for (plan, bypass) in after.put_back {
                 self.put_back(&mut connection, &plan, bypass).await?;
             }
-            if moved >= BUDGET {
+            // What the gate has written itself is not tracked before it is read again.
+            if moved >= BUDGET || has_put_back {
                 continue;
             }
             let now = Instant::now();

@@ -101,13 +101,24 @@ impl Facts {
         Self { all, passed: 0, _ear: Ear::Amqp { _connection: connection } }
     }
 
-    /// The same on Redis, where a fanout exchange is a channel, and each message has kombu's envelope round it.
+    /// The same on Redis, where a fanout exchange is a channel, and each message has kombu's envelope round it. Hears what
+    /// kombu's consumers hear that bind their queue without a key.
     #[track_caller]
     pub(crate) fn on_redis(redis: &Redis) -> Self {
+        Self::on_channels(redis, "")
+    }
+
+    /// The same for those who bind their queue with the key `#`, as Celery's event receiver does.
+    #[track_caller]
+    pub(crate) fn on_redis_with_keys(redis: &Redis) -> Self {
+        Self::on_channels(redis, "/*")
+    }
+
+    #[track_caller]
+    fn on_channels(redis: &Redis, keys: &str) -> Self {
         let (all, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let mut connection = redis.connect().unwrap();
-        // kombu publishes a message with a key to a channel of that key's own below the exchange's.
-        let pattern = format!("/{}.{EXCHANGE}*", redis.database());
+        let pattern = format!("/{}.{EXCHANGE}{keys}", redis.database());
         let (heard, ended) = (Arc::clone(&all), Arc::clone(&stop));
         let (ready, is_ready) = mpsc::sync_channel(1);
         thread::spawn(move || {

@@ -162,11 +162,14 @@ impl Field {
     }
 
     pub(crate) fn url(&self) -> String {
-        self.url_at(self.port())
+        match &self.site {
+            Site::Rabbitmq(vhost) => vhost.url(),
+            Site::Redis(redis) => redis.url(),
+        }
     }
 
     /// The broker's address by another port, where a proxy listens.
-    pub(crate) fn url_at(&self, port: u16) -> String {
+    fn url_at(&self, port: u16) -> String {
         match &self.site {
             Site::Rabbitmq(vhost) => vhost.url_as("guest", "guest", port),
             Site::Redis(redis) => redis.url_at(port),
@@ -182,12 +185,16 @@ impl Field {
 
     /// Settings for one gate, on host 0, that has both workers.
     pub(crate) fn settings(&self) -> String {
-        self.settings_at(self.port())
+        self.settings_with(&self.url())
     }
 
     /// The same by another port, where a proxy listens.
     pub(crate) fn settings_at(&self, port: u16) -> String {
-        let mut settings = self.hosts[0].settings_without_workers(&self.url_at(port));
+        self.settings_with(&self.url_at(port))
+    }
+
+    fn settings_with(&self, url: &str) -> String {
+        let mut settings = self.hosts[0].settings_without_workers(url);
         for n in 0..2 {
             self.add_worker(&mut settings, n);
         }

@@ -220,7 +220,9 @@ impl Redis {
     pub(crate) fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::Cmd::new();
         command.arg(words);
-        self.try_ask(&command).unwrap_or_else(|e| panic!("{words:?}: {e}"))
+        // A server that was started again, or made the master, has ended our connection; the next one is a new one.
+        let answer = self.try_ask(&command).or_else(|e| if e.is_io_error() { self.try_ask(&command) } else { Err(e) });
+        answer.unwrap_or_else(|e| panic!("{words:?}: {e}"))
     }
 
     fn try_ask<T: FromRedisValue>(&self, command: &redis::Cmd) -> RedisResult<T> {
@@ -230,7 +232,6 @@ impl Redis {
             none => none.insert(self.connect()?),
         };
         let answer = command.query(open);
-        // The server was started again: the next command gets a new connection.
         if !open.is_open() {
             *connection = None;
         }

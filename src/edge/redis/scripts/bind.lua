@@ -14,4 +14,6 @@ for arg = 3, #ARGV do
     redis.call('SADD', KEYS[1], ARGV[arg])
     redis.call('SADD', KEYS[2], ARGV[arg])
 end
+-- The last thing, so that the caller's tracking is told of the next change.
+redis.call('SCARD', KEYS[1])
 return away

@@ -1,5 +1,6 @@
 -- One round for all workers of a gate: moves from each intake to its lane what the lane has room for, most urgent first,
--- oldest first. Reads every list, so that the caller's tracking is told of the next change.
+-- oldest first. Reads every list at its end, so that the caller's tracking is told of the next change: what is written after
+-- a read is tracked no more.
 -- KEYS: for each worker owner, edge, its intake's lists, its lane's lists, in the order in which kombu asks for them
 -- ARGV: lists per queue, most moves of this round, time to live in ms (0: as it is), then for each worker the owner's value
 --       and the depth (0: move nothing)
@@ -35,5 +36,12 @@ for worker = 0, #KEYS / each - 1 do
         budget = budget - moved
     end
     said[#said + 1] = {moved, lane, intake}
+end
+if budget < tonumber(ARGV[2]) then
+    for worker = 0, #KEYS / each - 1 do
+        for list = 1, 2 * steps do
+            redis.call('LLEN', KEYS[worker * each + 2 + list])
+        end
+    end
 end
 return said
