@@ -1,4 +1,4 @@
-"""The demo's Celery application; but for its two demo variables it is what anybody's looks like."""
+"""The demo's Celery application; but for its demo variable it is what anybody's looks like."""
 import ctypes
 import json
 import os
@@ -9,25 +9,30 @@ from celery import Celery
 from celery.signals import worker_process_init
 
 app = Celery("demo_app", broker=os.environ["CELERY_BROKER_URL"])
-app.conf.update(
+if app.conf.broker_url.startswith("redis"):
+    # The shared queue, as ever: no producer knows of a gate.
+    ROUTE = {"queue": "codex"}
+else:
     # The one line that puts a gate between producers and a worker: publish to the intake with the worker's key, not
     # straight to the worker's queue.
-    task_routes={"demo.*": {"exchange": "codex", "routing_key": "codex-0"}},
-    # A producer that wants to know what the broker has must ask for it.
+    ROUTE = {"exchange": "codex", "routing_key": "codex-0"}
+app.conf.update(
+    task_routes={"demo.*": ROUTE},
+    # A producer that wants to know what RabbitMQ has must ask for it.
     broker_transport_options={"confirm_publish": True},
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
 )
 
 
-@app.task(name="demo.work")
-def work(number):
-    """Write down that it ran, and when."""
-    line = json.dumps({"number": number, "started": time.time()}) + "\n"
+@app.task(name="demo.work", bind=True)
+def work(self, number, seconds):
+    """Write down that it runs, where, and since when."""
+    line = json.dumps({"number": number, "worker": self.request.hostname, "started": time.time()}) + "\n"
     fd = os.open(os.environ["DEMO_RUNS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.write(fd, line.encode())
     os.close(fd)
-    time.sleep(0.01)
+    time.sleep(seconds)
 
 
 @worker_process_init.connect

@@ -1,9 +1,7 @@
-"""What the demo plays on: processes, a broker, and threads that publish, listen and look.
+"""What the demo plays on, whichever the broker: processes, and threads that publish, listen and look.
 
 The gate's words are only printed. Whether an edge was open is asked of the broker, again and again.
 """
-import base64
-import http.client
 import json
 import os
 import signal
@@ -11,19 +9,16 @@ import socket
 import subprocess
 import threading
 import time
-import urllib.parse
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
+CACHE = (ROOT / ".cache").resolve()
 # Not below the system's folder for temporary files: the Codex CLI refuses a home there.
 BASE = CACHE / "demo"
 RUN = BASE / "run"
-RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
-WORKER, LANE, INTAKE = "codex-0@demo", "codex-0", "codex"
-HELD, UNROUTED = f"{LANE}.held", f"{INTAKE}.unrouted"
-EDGE = f"worker-gate.edge.{WORKER}"
+INTAKE = "codex"
 FACTS = "worker-gate.health"
 
 BEGIN = time.time()
@@ -32,6 +27,30 @@ TELLING = threading.Lock()
 
 class Broken(Exception):
     """The story did not go as it must."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of the workers."""
+
+    name: str
+    lane: str
+    home: Path
+
+    @property
+    def profile(self):
+        return self.home / ".codex" / "config.toml"
+
+
+@dataclass
+class Span:
+    """An edge is certain to have been like this from the one time to the other."""
+
+    first: float
+    last: float
+    is_open: bool
+    # The numbers of the tasks that waited at the broker when it was first seen so, as far as the broker shows that.
+    waiting: frozenset = frozenset()
 
 
 def tell(text="", indent=0):
@@ -56,6 +75,11 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def listens(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Processes:
@@ -109,99 +133,8 @@ class Processes:
         return found
 
 
-def start_rabbitmq(processes):
-    """A node that shares nothing with the system's: ports, name, cookie, files. Gives its URL, and the port of its management."""
-    port, management, distribution, epmd = [free_port() for _ in range(4)]
-    folder = RUN / "rabbitmq"
-    folder.mkdir()
-    (folder / "rabbitmq.conf").write_text(
-        f"listeners.tcp.1 = 127.0.0.1:{port}\n"
-        "management.tcp.ip = 127.0.0.1\n"
-        f"management.tcp.port = {management}\n"
-        "distribution.listener.interface = 127.0.0.1\n"
-        "disk_free_limit.absolute = 1MB\n")
-    # It shows the bindings, which AMQP does not.
-    (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
-    cookie = folder / ".erlang.cookie"
-    cookie.write_text("worker-gate-demo")
-    cookie.chmod(0o400)
-    env = {"HOME": folder, "ERL_EPMD_PORT": epmd, "ERL_EPMD_ADDRESS": "127.0.0.1"}
-    # In the foreground, or the node would start one that stays.
-    processes.start("epmd", ["epmd", "-address", "127.0.0.1", "-port", epmd], texts(env))
-    wait_for(10, "Erlang's name server listens", lambda: listens(epmd))
-    env |= {
-        "RABBITMQ_ALLOW_INPUT": 1,  # the node in this process's place, not below a shell
-        "RABBITMQ_NODENAME": f"worker-gate-demo-{os.getpid()}@localhost",
-        # Not in the settings file: the node looks for its port before it reads that.
-        "RABBITMQ_DIST_PORT": distribution,
-        "RABBITMQ_CONF_ENV_FILE": folder / "none.conf",
-        "RABBITMQ_CONFIG_FILE": folder / "rabbitmq.conf",
-        "RABBITMQ_ADVANCED_CONFIG_FILE": folder / "none.config",
-        "RABBITMQ_MNESIA_BASE": folder / "mnesia",
-        "RABBITMQ_LOG_BASE": folder,
-        "RABBITMQ_LOGS": folder / "rabbit.log",
-        "RABBITMQ_PID_FILE": folder / "pid",
-        "RABBITMQ_ENABLED_PLUGINS_FILE": folder / "enabled_plugins",
-    }
-    node = processes.start("rabbitmq", [RABBITMQ, "-noinput"], texts(env), folder)
-
-    def ready():
-        if node.poll() is not None:
-            raise Broken(f"RabbitMQ ended with {node.returncode}")
-        return listens(port)
-
-    wait_for(60, "RabbitMQ listens", ready)
-    wait_for(60, "its management listens", lambda: listens(management))
-    return f"amqp://guest:guest@127.0.0.1:{port}//", management
-
-
-def texts(env):
-    return {key: str(value) for key, value in env.items()}
-
-
-def listens(port):
-    with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) == 0
-
-
-class Broker:
-    """One thread's questions to the broker."""
-
-    def __init__(self, url):
-        from kombu import Connection
-
-        self.connection = Connection(url)
-        self.channel = None
-
-    def ask(self, method, **arguments):
-        """The answer to a passive declare, or True where it has no content; None if there is no such thing."""
-        from amqp.exceptions import NotFound
-
-        self.channel = self.channel or self.connection.channel()
-        try:
-            return getattr(self.channel, method)(passive=True, **arguments) or True
-        except NotFound:
-            self.channel = None  # an error ends the channel
-            return None
-
-    def has_exchange(self, name):
-        return self.ask("exchange_declare", exchange=name, type="direct") is not None
-
-    def waiting(self, queue):
-        answer = self.ask("queue_declare", queue=queue)
-        return None if answer is None else answer.message_count
-
-    def contents(self, queue):
-        """The numbers of the tasks that wait in a queue; they stay there, since nothing is acknowledged."""
-        numbers = []
-        if self.waiting(queue) is not None:
-            while message := self.channel.basic_get(queue):
-                numbers.append(json.loads(message.body)[0][0])
-        return numbers
-
-
 class Thread(threading.Thread):
-    """Runs `turn` until stopped; what it raised is raised in the main thread by `check`."""
+    """Runs `work` until stopped; what it raised is raised in the main thread by `check`."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -225,38 +158,31 @@ class Thread(threading.Thread):
 
 
 class Witness(Thread):
-    """Asks the broker all the time whether the intake leads to the edge."""
+    """Asks the broker all the time which edges are open."""
 
-    def __init__(self, port):
+    def __init__(self, workers):
         super().__init__()
-        self.http = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        # [from, to, open]: certain between these two times. A look says how it was at some moment between asking and
-        # being answered; so what is certain begins with the first answer and ends with the last question.
-        self.seen = []
+        self.spans = {worker: [] for worker in workers}
 
-    def work(self):
-        path = f"/api/bindings/%2F/e/{INTAKE}/e/{urllib.parse.quote(EDGE, safe='')}"
-        login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}
-        while not self.stopped.is_set():
-            before = time.time()
-            self.http.request("GET", path, headers=login)
-            answer = self.http.getresponse()
-            bindings = answer.read()
-            # While the edge exchange does not exist, the answer is 404.
-            is_open = answer.status == 200 and json.loads(bindings) != []
-            after = time.time()
-            if not self.seen or self.seen[-1][2] != is_open:
-                self.seen.append([after, before, is_open])
-            else:
-                self.seen[-1][1] = before
-            self.stopped.wait(0.005)
+    def saw(self, worker, before, after, is_open, waiting=frozenset()):
+        """Takes in the answer that came at `after` to the question of `before`.
 
-    def shut_since(self, moment):
+        A look says how it was at some moment between the two; so what is certain begins with the first answer and ends
+        with the last question.
+        """
+        spans = self.spans[worker]
+        if not spans or spans[-1].is_open != is_open:
+            spans.append(Span(after, before, is_open, waiting))
+        else:
+            spans[-1].last = before
+
+    def shut_since(self, worker, moment):
         """When the edge was first seen shut after this moment, if it was."""
-        return next((first for first, last, is_open in list(self.seen) if not is_open and last >= moment), None)
+        return next((span.first for span in list(self.spans[worker]) if not span.is_open and span.last >= moment), None)
 
-    def shut_spans(self):
-        return [(first, last) for first, last, is_open in list(self.seen) if not is_open]
+    def shut_spans(self, worker):
+        """All of the time in which nothing may have come to this worker."""
+        return [span for span in list(self.spans[worker]) if not span.is_open]
 
 
 class Listener(Thread):
@@ -264,9 +190,10 @@ class Listener(Thread):
 
     QUIET = ("worker-health-check", "gate-heartbeat")
 
-    def __init__(self, url):
+    def __init__(self, url, names_workers):
         super().__init__()
         self.url = url
+        self.names_workers = names_workers
         self.facts = []
         self.ready = threading.Event()
 
@@ -291,6 +218,8 @@ class Listener(Thread):
             return
         reason = fact.get("reason") or {}
         words = [f"fact {fact.get('type')}"]
+        if self.names_workers and fact.get("type", "").startswith("worker-"):
+            words.append(fact.get("worker_name"))
         if reason:
             words.append(f"[{reason.get('code')}] {reason.get('detail')}")
         tell("  ".join(words), 1)
@@ -299,23 +228,24 @@ class Listener(Thread):
         if fact.get("exposed"):
             tell(f"exposed: {json.dumps(fact['exposed'])}", 2)
 
-    def wait(self, kind, since, bound):
-        """The first fact of this type about our worker that was heard after `since`."""
+    def wait(self, kind, worker, since, bound):
+        """The first fact of this type about the worker that was heard after `since`."""
         def look():
             self.check()
             for heard, fact in list(self.facts):
-                if heard >= since and fact.get("type") == kind and fact.get("worker_name") == WORKER:
+                if heard >= since and fact.get("type") == kind and fact.get("worker_name") == worker.name:
                     return heard, fact
             return None
 
-        return wait_for(bound, f"the fact {kind}", look)
+        return wait_for(bound, f"the fact {kind} of {worker.name}", look)
 
 
 class Producer(Thread):
-    """Publishes ten tasks a second, with Celery, and knows which ones the broker has confirmed."""
+    """Publishes with Celery, so many tasks at a time, and knows which ones the broker has confirmed."""
 
-    def __init__(self):
+    def __init__(self, at_once, pause, seconds):
         super().__init__()
+        self.at_once, self.pause, self.seconds = at_once, pause, seconds
         self.confirmed = {}  # number -> time at which publishing it began
 
     def work(self):
@@ -324,8 +254,9 @@ class Producer(Thread):
         with demo_app.app.producer_or_acquire() as producer:
             number = 0
             while not self.stopped.is_set():
-                begin = time.time()
-                demo_app.work.apply_async((number,), producer=producer, retry=False)
-                self.confirmed[number] = begin
-                number += 1
-                self.stopped.wait(0.1)
+                for _ in range(self.at_once):
+                    begin = time.time()
+                    demo_app.work.apply_async((number, self.seconds), producer=producer, retry=False)
+                    self.confirmed[number] = begin
+                    number += 1
+                self.stopped.wait(self.pause)

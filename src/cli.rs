@@ -2,7 +2,7 @@
 //!
 //! Answers for people and programs go to standard output, through `out` only; logs and errors go to standard error.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -26,7 +26,7 @@ pub mod status;
 pub use exit::{Coded, Exit};
 
 /// Longer than the ten seconds between two looks at a watched file.
-const KEEP_THREADS: std::time::Duration = std::time::Duration::from_secs(30);
+const KEEP_THREADS: Duration = Duration::from_secs(30);
 
 /// Admission control for Celery workers at the message broker.
 #[derive(Debug, Parser)]
@@ -81,6 +81,9 @@ pub enum Command {
         /// Only events of this worker
         #[arg(long, value_name = "W")]
         worker: Option<String>,
+        /// Begin with those of so long ago, such as 10m, that are still on the stream; on Redis only
+        #[arg(long, value_name = "DURATION", value_parser = settings::duration::parse)]
+        since: Option<Duration>,
     },
     /// Read the audit log
     Audit {
@@ -242,7 +245,9 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Check { json } => runtime()?.block_on(check::check(context, json)),
         Command::Profile(command) => profile_command(context, &command),
         Command::Status { json } => runtime()?.block_on(status_command(context, json)),
-        Command::Events { json, kind, worker } => runtime()?.block_on(events_command(context, json, kind, worker)),
+        Command::Events { json, kind, worker, since } => {
+            runtime()?.block_on(events_command(context, json, events::Filter { kind, worker, since }))
+        }
         Command::Audit { verify, worker } => audit_command(context, verify, worker.as_deref()),
         Command::Doctor { json } => runtime()?.block_on(doctor::doctor(context, json)),
         Command::Config(command) => config::run(command, context),
@@ -267,14 +272,8 @@ async fn status_command(context: &Context, json: bool) -> anyhow::Result<Exit> {
     }
 }
 
-async fn events_command(
-    context: &Context,
-    json: bool,
-    kind: Option<String>,
-    worker: Option<String>,
-) -> anyhow::Result<Exit> {
+async fn events_command(context: &Context, json: bool, filter: events::Filter) -> anyhow::Result<Exit> {
     let settings = context.settings()?.settings;
-    let filter = events::Filter { kind, worker };
     let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
     let exchange = &settings.events.exchange;
     match events::events(&settings.broker, exchange, &filter, json, &mut stdout, &mut stderr).await {
@@ -282,8 +281,8 @@ async fn events_command(
         Err(events::EventsError::Output(error)) => out::failed(error),
         Err(error) => {
             let exit = match &error {
-                events::EventsError::Connect(error) => run::broker_exit(error.retry(), error.is_permission()),
-                events::EventsError::Refused { .. } | events::EventsError::Output(_) => Exit::NotPermitted,
+                events::EventsError::NothingKept => Exit::Usage,
+                error => run::broker_exit(error.retry(), error.is_permission()),
             };
             Err(Coded::new(exit, anyhow::Error::from(error).context("failed to")).into())
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use crate::{model::WorkerName, secret::Secret};
 
 pub mod broker_url;
-mod duration;
+pub(crate) mod duration;
 mod layer;
 pub mod load;
 mod path;

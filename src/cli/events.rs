@@ -6,33 +6,26 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
-use lapin::{
-    Channel, Consumer, ErrorKind,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions},
-    types::FieldTable,
-};
 use serde_json::{Map, Value};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::line::{line, word};
 use crate::{
-    amqp::{self, ConnectError, Link, Retry},
-    report::outbox::declare,
-    settings,
+    amqp::{self, Retry},
+    settings::{self, BrokerUrl},
 };
+
+mod rabbitmq;
+mod redis;
 
 /// Between two attempts to come back; doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
-/// For a queue and a binding: loopback takes a millisecond, a broker that hangs takes for ever.
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// For the goodbye to the broker; the queue goes with the connection in any case.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// What the connection is called at the broker.
+const PURPOSE: &str = "worker-gate events";
 
 /// How many events may be on their way to a reader that is slow, such as a pager. The rest waits at the broker.
 const WINDOW: u16 = 256;
@@ -44,6 +37,8 @@ pub struct Filter {
     pub kind: Option<String>,
     /// Only this worker's; events of gates have none.
     pub worker: Option<String>,
+    /// Before those that come, those of so long ago or less that the broker still has.
+    pub since: Option<Duration>,
 }
 
 impl Filter {
@@ -61,23 +56,55 @@ impl Filter {
 pub enum EventsError {
     /// No connection: at the start for any reason, later for one that waiting will not mend.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(#[from] amqp::ConnectError),
+    /// Likewise.
+    #[error(transparent)]
+    ConnectRedis(#[from] crate::redis::ConnectError),
     /// The broker refuses the subscription, and trying again will not mend it.
-    #[error("subscribe to {exchange:?} (events.exchange): {detail}; the user needs configure, write and read rights")]
+    #[error("subscribe to {exchange:?} (events.exchange): {detail}; the user needs {needs}")]
     Refused {
         /// `events.exchange`
         exchange: String,
         /// What the broker said.
         detail: String,
+        /// The rights without which there is no subscription.
+        needs: &'static str,
     },
+    /// Something of the past is asked of a broker that keeps none of it.
+    #[error(
+        "look back: RabbitMQ keeps no events for those who come late, so --since is for Redis alone; what a gate has done, \
+         `worker-gate audit` shows on its host"
+    )]
+    NothingKept,
     /// Signals cannot be listened to, or nobody takes the output. A reader that went away is not an error.
     #[error("write the output")]
     Output(#[from] io::Error),
 }
 
+impl EventsError {
+    /// Whether trying again can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Connect(error) => error.retry(),
+            Self::ConnectRedis(error) => error.retry(),
+            Self::Refused { .. } | Self::NothingKept | Self::Output(_) => Retry::NeedsPerson,
+        }
+    }
+
+    /// Whether a permission is what is missing.
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_permission(),
+            Self::ConnectRedis(error) => error.is_permission(),
+            Self::Refused { .. } => true,
+            Self::NothingKept | Self::Output(_) => false,
+        }
+    }
+}
+
 /// Writes one line per event to `out` until SIGINT, SIGTERM, or until `out` has no reader any more. With `json` a line
-/// is the published object. What happens to the link is told on `notes`; events of the time without one are not seen,
-/// and show as a hole in `seq`.
+/// is the published object. What happens to the link is told on `notes`, and whether events of the time without one can be
+/// shown: Redis has kept them, and on RabbitMQ they are missed, which shows as a hole in `seq`.
 ///
 /// # Errors
 /// When the broker cannot be reached at the start, or refuses.
@@ -99,90 +126,27 @@ pub async fn events(
 }
 
 async fn follow(broker: &settings::Broker, exchange: &str, view: &mut View<'_>) -> Result<(), EventsError> {
-    let mut link = amqp::connect(broker, "worker-gate events").await?;
-    loop {
-        let lost = match subscribe(&link, exchange).await {
-            Ok(consumer) => {
-                view.note(&format!("subscribed to {exchange}"))?;
-                match view.show_all(consumer).await? {
-                    ControlFlow::Break(()) => {
-                        link.close(GOODBYE).await;
-                        return Ok(());
-                    }
-                    ControlFlow::Continue(lost) => lost,
-                }
-            }
-            Err(SubscribeError::Refused(detail)) => {
-                link.close(GOODBYE).await;
-                return Err(EventsError::Refused { exchange: exchange.to_owned(), detail });
-            }
-            Err(SubscribeError::Lost(lost)) => lost,
-        };
-        view.note(&format!("the link was lost ({lost}); events are missed until it is back"))?;
-        link = reconnect(broker, view).await?;
+    match broker.urls.first() {
+        Some(BrokerUrl::Redis(_)) => redis::follow(broker, exchange, view).await,
+        Some(BrokerUrl::Amqp(_)) | None => rabbitmq::follow(broker, exchange, view).await,
     }
 }
 
-async fn reconnect(broker: &settings::Broker, view: &mut View<'_>) -> Result<Link, EventsError> {
+/// Connects again and again, until there is a connection or no hope of one.
+async fn reconnect<L>(
+    view: &mut View<'_>,
+    connect: impl AsyncFn() -> Result<L, EventsError>,
+) -> Result<L, EventsError> {
     let mut pause = RETRY.0;
     loop {
         sleep(pause).await;
-        match amqp::connect(broker, "worker-gate events").await {
+        match connect().await {
             Ok(link) => return Ok(link),
-            Err(err) if err.retry() == Retry::NeedsPerson => return Err(err.into()),
+            Err(err) if err.retry() == Retry::NeedsPerson => return Err(err),
             Err(err) => view.note(&format!("failed to {err}; trying again"))?,
         }
         pause = (pause * 2).min(RETRY.1);
     }
-}
-
-#[derive(Debug)]
-enum SubscribeError {
-    Lost(String),
-    Refused(String),
-}
-
-impl From<lapin::Error> for SubscribeError {
-    fn from(err: lapin::Error) -> Self {
-        match amqp::retry(&err) {
-            Retry::NeedsPerson => Self::Refused(err.to_string()),
-            Retry::Soon | Retry::AfterReconnect => Self::Lost(err.to_string()),
-        }
-    }
-}
-
-async fn subscribe(link: &Link, exchange: &str) -> Result<Consumer, SubscribeError> {
-    let subscribing = async {
-        let channel = link.connection().create_channel().await?;
-        match consume(&channel, exchange).await {
-            // No gate has been here yet. Whoever comes first makes the exchange, so that nothing is missed; the error
-            // has ended the channel.
-            Err(err) if not_found(&err) => {
-                let channel = link.connection().create_channel().await?;
-                declare(&channel, exchange).await?;
-                consume(&channel, exchange).await
-            }
-            result => result,
-        }
-    };
-    match timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(SubscribeError::Lost("no answer in time".to_owned())),
-    }
-}
-
-fn not_found(err: &lapin::Error) -> bool {
-    matches!(err.kind(), ErrorKind::ProtocolError(error) if error.get_id() == 404)
-}
-
-/// A queue of our own, which the broker names and removes with the connection.
-async fn consume(channel: &Channel, exchange: &str) -> lapin::Result<Consumer> {
-    let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let queue = channel.queue_declare("".into(), own, FieldTable::default()).await?.name().clone();
-    let bind = QueueBindOptions::default();
-    channel.queue_bind(queue.clone(), exchange.into(), "".into(), bind, FieldTable::default()).await?;
-    channel.basic_qos(WINDOW, BasicQosOptions::default()).await?;
-    channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default()).await
 }
 
 /// Where events go, and how.
@@ -194,25 +158,16 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    /// Shows events until their source ends, with the cause, or until nobody reads them any more.
-    async fn show_all(&mut self, mut source: Consumer) -> Result<ControlFlow<(), String>, EventsError> {
-        loop {
-            let delivery = match source.next().await {
-                Some(Ok(delivery)) => delivery,
-                Some(Err(err)) => return Ok(ControlFlow::Continue(err.to_string())),
-                None => return Ok(ControlFlow::Continue("the broker ended the subscription".to_owned())),
-            };
-            match self.show(&delivery.data) {
-                Ok(()) => {}
-                Err(err) if err.kind() == io::ErrorKind::BrokenPipe => return Ok(ControlFlow::Break(())),
-                Err(err) => return Err(err.into()),
-            }
-            // If the link is gone the source says so next.
-            _ = delivery.ack(BasicAckOptions::default()).await;
+    /// Shows an event, or breaks if nobody reads any more.
+    fn show(&mut self, body: &[u8]) -> io::Result<ControlFlow<()>> {
+        match self.write(body) {
+            Ok(()) => Ok(ControlFlow::Continue(())),
+            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+            Err(err) => Err(err),
         }
     }
 
-    fn show(&mut self, body: &[u8]) -> io::Result<()> {
+    fn write(&mut self, body: &[u8]) -> io::Result<()> {
         let Ok(event) = serde_json::from_slice::<Map<String, Value>>(body) else {
             let start = String::from_utf8_lossy(&body[..body.len().min(80)]);
             return self.note(&format!("somebody published what is not an event: {}", word(&start.into())));
@@ -242,7 +197,7 @@ mod tests {
         let (mut out, mut notes) = (Vec::new(), Vec::new());
         let mut view = View { filter, json, out: &mut out, notes: &mut notes };
         for body in bodies {
-            view.show(body.as_bytes()).unwrap();
+            assert!(view.show(body.as_bytes()).unwrap().is_continue());
         }
         (String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap())
     }
@@ -260,7 +215,7 @@ mod tests {
     #[test]
     fn a_filter_takes_the_whole_type_and_the_whole_worker_name() {
         let filter = |kind: Option<&str>, worker: Option<&str>| {
-            let filter = Filter { kind: kind.map(str::to_owned), worker: worker.map(str::to_owned) };
+            let filter = Filter { kind: kind.map(str::to_owned), worker: worker.map(str::to_owned), since: None };
             shown(&filter, true, &[ADMITTED, BEAT]).0
         };
         assert_eq!(filter(Some("gate-heartbeat"), None), format!("{BEAT}\n"));

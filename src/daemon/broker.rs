@@ -16,7 +16,7 @@ use crate::{
     },
     model::{EdgeReport, Wanted, WorkerName},
     redis::envelope::fanout_channel,
-    report::outbox::{Outlet, RedisOutlet},
+    report::outbox::{Outlet, RedisOutlet, stream},
     settings::{BrokerUrl, EdgeKind, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
 };
 
@@ -135,6 +135,6 @@ fn outlet(links: &Arc<redis::links::Links>, prefix: &str, db: u32, exchange: &st
         connection: links.talk.connection(),
         rush: links.rush.clone(),
         channel: fanout_channel(prefix, db, exchange, ""),
-        stream: format!("{prefix}{exchange}"),
+        stream: stream(prefix, exchange),
     })
 }

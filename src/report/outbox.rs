@@ -30,7 +30,7 @@ use super::{
     publish,
 };
 pub use super::{
-    publish::{Outlet, RedisOutlet, declare},
+    publish::{Outlet, RedisOutlet, STREAM_FIELD, STREAM_LENGTH, declare, stream},
     scribe::Scribe,
 };
 use crate::model::Fact;

@@ -29,8 +29,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// milliseconds to confirm one.
 const IN_FLIGHT: usize = 64;
 
-/// So many events stay on the stream, about: 20 MB of Redis' memory at 2 KiB each.
-const STREAM: u32 = 10_000;
+/// So many events stay on the stream, or some more: 20 MB of Redis' memory at 2 KiB each.
+pub const STREAM_LENGTH: u32 = 10_000;
+
+/// The field of the stream's entries which has the event as JSON.
+pub const STREAM_FIELD: &str = "event";
 
 const PERSISTENT: u8 = 2;
 
@@ -98,6 +101,11 @@ impl Outlet {
     }
 }
 
+/// The key of the stream that has an exchange's events on Redis.
+pub fn stream(prefix: &str, exchange: &str) -> String {
+    format!("{prefix}{exchange}")
+}
+
 impl RedisOutlet {
     async fn publish(&self, exchange: &str, event: &Event) -> Result<(), PublishError> {
         let (body, key) = (event.to_json(), event.routing_key());
@@ -110,9 +118,9 @@ impl RedisOutlet {
             .arg(&self.stream)
             .arg("MAXLEN")
             .arg("~")
-            .arg(STREAM)
+            .arg(STREAM_LENGTH)
             .arg("*")
-            .arg("event")
+            .arg(STREAM_FIELD)
             .arg(&body)
             .ignore();
         pipeline.cmd("PUBLISH").arg(&self.channel).arg(&message).ignore();

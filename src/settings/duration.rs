@@ -17,7 +17,7 @@ pub(super) fn at_least(text: &str, least: u32) -> Result<Duration, &'static str>
 }
 
 /// Reads a whole number and a unit, up to 365 days. The error says what is wrong, without the text itself.
-pub(super) fn parse(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn parse(text: &str) -> Result<Duration, &'static str> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let number: u64 = match number.parse() {
