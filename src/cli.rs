@@ -12,6 +12,7 @@ pub mod audit;
 mod check;
 mod completions;
 mod config;
+mod doctor;
 pub mod events;
 pub mod exit;
 mod line;
@@ -89,6 +90,12 @@ pub enum Command {
         /// Only entries of this worker
         #[arg(long, value_name = "W")]
         worker: Option<String>,
+    },
+    /// Look for ways round the gate, and say how to mend each; 1 if there is one
+    Doctor {
+        /// One JSON array of findings
+        #[arg(long)]
+        json: bool,
     },
     /// The settings
     #[command(subcommand)]
@@ -237,6 +244,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Status { json } => runtime()?.block_on(status_command(context, json)),
         Command::Events { json, kind, worker } => runtime()?.block_on(events_command(context, json, kind, worker)),
         Command::Audit { verify, worker } => audit_command(context, verify, worker.as_deref()),
+        Command::Doctor { json } => runtime()?.block_on(doctor::doctor(context, json)),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => completions::run(shell),
     }

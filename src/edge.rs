@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-mod celery;
+pub(crate) mod celery;
 pub mod fault;
 pub mod links;
 pub mod rabbitmq;

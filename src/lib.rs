@@ -32,6 +32,7 @@ pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod daemon;
+pub mod doctor;
 pub mod edge;
 mod hash;
 pub mod identity;

@@ -57,6 +57,8 @@ impl Broker {
                 parts.spawn("the events' channel".to_owned(), async move {
                     channel::keep(up, &exchange, (&vhost, &user), &channels, &stop).await
                 });
+                let (asked, gate, stop) = (links.clone(), settings.gate.name.clone(), parts.stop_links.clone());
+                parts.spawn("the census".to_owned(), rabbitmq::census::keep(asked, gate, stop));
                 Self::RabbitMq { links, url, _state: state }
             }
             url => {

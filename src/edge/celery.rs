@@ -2,7 +2,7 @@
 //! answer: users turn remote control off, and an idle worker may have lost its mailbox without noticing (celery#9237).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::model::{Exposed, ExposedTask, WorkerName};
 
+/// The fanout exchange of all mailboxes.
+pub(crate) const PIDBOX: &str = "celery.pidbox";
 /// For a worker to answer. A round trip takes 20 to 30 ms (FACTS.md); a worker whose main process is busy takes longer.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_millis(800);
 /// With this header kombu's answers say what they answer.
@@ -38,24 +40,24 @@ impl Command {
 }
 
 /// A node's name as Celery writes it in full: what has no @ is the host of a node called celery (celery/utils/nodenames.py).
-pub(super) fn node(worker: &WorkerName) -> String {
+pub(crate) fn node(worker: &WorkerName) -> String {
     let worker = worker.as_str();
     if worker.contains('@') { worker.to_owned() } else { format!("celery@{worker}") }
 }
 
 /// A new question's ticket.
-pub(super) fn ticket() -> String {
+pub(crate) fn ticket() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
 /// When a question is of no use any more, in seconds since the epoch.
-pub(super) fn expires() -> f64 {
+pub(crate) fn expires() -> f64 {
     (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + ANSWER_LIMIT).as_secs_f64()
 }
 
 /// One question, or command, as kombu's pidbox reads it (kombu/pidbox.py), to one node or to all. The answer goes by the
 /// anonymous exchange, straight to the queue `reply_to`.
-pub(super) fn question(
+pub(crate) fn question(
     node: Option<&str>,
     method: &str,
     arguments: &Value,
@@ -86,6 +88,16 @@ pub(super) fn tasks(reserved: &Value, active: &Value) -> Vec<ExposedTask> {
         }
     }
     tasks.into_values().collect()
+}
+
+/// Which queues workers consume, by node, from an answer to `active_queues`.
+pub(crate) fn queues(answer: &Value) -> BTreeMap<String, BTreeSet<String>> {
+    let name = |queue: &Value| queue["name"].as_str().map(str::to_owned);
+    let of = |(node, queues): (&String, &Value)| {
+        let queues = queues.as_array().into_iter().flatten().filter_map(name).collect();
+        (node.clone(), queues)
+    };
+    answer.as_object().into_iter().flatten().map(of).collect()
 }
 
 /// What is said of a worker that has not answered.

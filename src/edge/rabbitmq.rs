@@ -1,5 +1,6 @@
 //! Edges on RabbitMQ.
 
+pub(crate) mod census;
 pub mod links;
 pub(crate) mod remote;
 pub mod route;

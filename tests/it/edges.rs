@@ -163,6 +163,8 @@ fn a_gate_that_was_frozen_moves_nothing_before_it_has_proven_its_workers_again(k
     let _workers = field.workers(&app);
     field.publish(marks("before-", 4));
     app.wait_for_runs(SOON, 4);
+    // On RabbitMQ a move ends with an acknowledgement, a moment after the task has run.
+    field.stays(&app, 0, 4);
     gate.freeze();
     field.wait_until_nobody_owns();
     field.publish(marks("m-", 10));
@@ -228,6 +230,7 @@ fn a_link_that_is_cut_or_stalls_stops_the_work_and_comes_back_by_itself(kind: Ki
         facts.nth(SOON, "worker-admitted", &field.name(n), 0);
     }
 
+    field.stays(&app, 0, 10);
     proxy.set(Mode::Stall);
     field.wait_until_nobody_owns();
     field.publish(marks("stalled-", 10));

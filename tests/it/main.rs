@@ -3,6 +3,7 @@
 
 mod behaviour;
 mod cli;
+mod doctor;
 mod drift;
 mod edges;
 mod enemy;

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{FutureExt, future::select_all};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::remote::Remote;
+use super::{census::Consumed, remote::Remote};
 use crate::{
     amqp::{self, Link},
     edge::{fault::Fault, links::Connect},
@@ -34,6 +34,8 @@ pub struct Links {
     pub publish: Link,
     /// What goes before everything else on these connections.
     pub rush: Rush,
+    /// What this gate consumes of what it shares with others.
+    pub(crate) consumed: Arc<Consumed>,
     /// A permit for each edge that is made ready.
     pub(crate) ready: Semaphore,
     /// The way to Celery's workers, made when it is first needed.
@@ -50,6 +52,7 @@ impl Connect for Links {
             moves: amqp::connect(broker, &name("moves")).await?,
             publish: amqp::connect(broker, &name("publish")).await?,
             rush: Rush::default(),
+            consumed: Arc::default(),
             ready: Semaphore::new(MADE_READY),
             remote: Mutex::default(),
         })

@@ -26,6 +26,7 @@ mod settling;
 mod topology;
 
 use names::Names;
+pub(super) use topology::{open, publishing};
 
 use super::links::Links;
 use crate::{

@@ -20,14 +20,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{fault, feeder::Feeder};
 use crate::{
     edge::{
-        celery::{self, ANSWER_LIMIT, Command, TICKET},
+        celery::{self, ANSWER_LIMIT, Command, PIDBOX, TICKET},
         fault::Fault,
     },
     model::{Exposed, WorkerName},
     redis::{Link, Pushes, envelope},
 };
 
-const PIDBOX: &str = "celery.pidbox";
 /// On Redis Celery's event exchange is a fanout (celery/events/event.py, `get_exchange`).
 const EVENTS: &str = "celeryev";
 /// Between two looks for an answer; a round trip over the worker takes 20 to 30 ms.
@@ -95,8 +94,7 @@ impl Remote {
     /// Whether the worker consumes this queue, as it says itself; `None` if it says nothing.
     pub(super) async fn consumes(&self, worker: &WorkerName, lane: &str) -> Option<bool> {
         let answer = timeout(ANSWER_LIMIT, self.ask(worker, "active_queues")).await.ok()?.ok()?;
-        let mut queues = answer.as_object()?.values().filter_map(Value::as_array).flatten();
-        Some(queues.any(|queue| queue["name"] == lane))
+        Some(celery::queues(&answer).values().any(|queues| queues.contains(lane)))
     }
 
     /// What the worker has prefetched or started.

@@ -70,6 +70,23 @@ fn feeds(intake: &str, lane: &str) {
 }
 
 #[test]
+fn a_gate_that_is_killed_while_nothing_moves_leaves_nothing_that_would_run_twice() {
+    let field = Field::new(Kind::FeedRabbitmq);
+    let app = field.app();
+    let _workers = field.workers(&app);
+    for round in 1..=3 {
+        let gate = field.admit_both();
+        field.publish(marks(&format!("{round}-"), 10));
+        each_once(&app.wait_for_runs(SOON, 10 * round), 10 * round);
+        field.stays(&app, 0, 10 * round);
+        gate.kill();
+        field.wait_until_nobody_owns();
+    }
+    field.stays(&app, 0, 30);
+    each_once(&app.runs(), 30);
+}
+
+#[test]
 fn a_message_is_the_same_after_it_was_fed_and_comes_from_the_exchange_that_a_retry_must_take() {
     let field = Field::new(Kind::FeedRabbitmq);
     let host = field.host(0);

@@ -5,6 +5,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -75,7 +76,9 @@ impl App {
     /// Starts a worker and returns at once: two of them start as fast as one.
     #[track_caller]
     pub(crate) fn start_worker(&self, lane: &str, name: &str, options: &[&str]) -> Worker {
-        let log = self.dir.join(&format!("{name}.log"));
+        // A log of its own for each start: one that is started again is not ready because its predecessor was.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let log = self.dir.join(&format!("{name}-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
         let mut command = self.python(process::command(venv().join("bin/celery")));
         command.args(["-A", "app", "worker", "-Q", lane, "-n", name, "-l", "INFO"]);
         // Both ask all other workers something at the start and wait 1 s for the answers.

@@ -159,6 +159,7 @@ impl Feeding {
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consuming = self.consume.basic_consume(self.shared.clone(), ShortString::default(), options, arguments);
         let mut consumer = within("consume the intake", consuming).await?;
+        let _consuming = self.links.consumed.begin(self.shared.as_str());
         let mut lane = Lane { waiting: 0, consumers: 1, seen: Instant::now() };
         let mut hand = Hand::default();
         // A worker that goes while nothing comes is to be missed all the same.

@@ -306,13 +306,13 @@ pub(super) async fn count(channel: &Channel, queue: &ShortString) -> Result<lapi
 }
 
 /// A new channel.
-pub(super) async fn open(link: &Link) -> Result<Channel, Fault> {
+pub(in crate::edge::rabbitmq) async fn open(link: &Link) -> Result<Channel, Fault> {
     within("open a channel", link.connection().create_channel()).await
 }
 
 /// A channel for messages. An alarm stops everything on the connection that publishes, and that is no reason to end the
 /// other workers' connections.
-pub(super) async fn publishing(link: &Link) -> Result<Channel, Fault> {
+pub(in crate::edge::rabbitmq) async fn publishing(link: &Link) -> Result<Channel, Fault> {
     let opened = async {
         let channel = open(link).await?;
         within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
