@@ -4,7 +4,8 @@ use std::{process::exit, time::Instant};
 
 use crate::{drift, feed, giveback, idle, open, table::Table};
 
-type Section = fn() -> Vec<Table>;
+/// Measures, and says what was seen.
+pub(crate) type Section = fn() -> Vec<Table>;
 
 const ALL: [(&str, Section); 6] = [
     ("open", open::measure),
