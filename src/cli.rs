@@ -280,10 +280,8 @@ async fn events_command(context: &Context, json: bool, filter: events::Filter) -
         Ok(()) => Ok(Exit::Done),
         Err(events::EventsError::Output(error)) => out::failed(error),
         Err(error) => {
-            let exit = match &error {
-                events::EventsError::NothingKept => Exit::Usage,
-                error => run::broker_exit(error.retry(), error.is_permission()),
-            };
+            let is_usage = matches!(error, events::EventsError::NothingKept);
+            let exit = if is_usage { Exit::Usage } else { run::broker_exit(error.retry(), error.is_permission()) };
             Err(Coded::new(exit, anyhow::Error::from(error).context("failed to")).into())
         }
     }

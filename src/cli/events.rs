@@ -132,20 +132,17 @@ async fn follow(broker: &settings::Broker, exchange: &str, view: &mut View<'_>) 
     }
 }
 
-/// Connects again and again, until there is a connection or no hope of one.
-async fn reconnect<L>(
-    view: &mut View<'_>,
-    connect: impl AsyncFn() -> Result<L, EventsError>,
-) -> Result<L, EventsError> {
-    let mut pause = RETRY.0;
-    loop {
-        sleep(pause).await;
-        match connect().await {
-            Ok(link) => return Ok(link),
-            Err(err) if err.retry() == Retry::NeedsPerson => return Err(err),
-            Err(err) => view.note(&format!("failed to {err}; trying again"))?,
-        }
-        pause = (pause * 2).min(RETRY.1);
+/// The pauses between attempts to come back.
+struct Pauses(Duration);
+
+impl Pauses {
+    fn new() -> Self {
+        Self(RETRY.0)
+    }
+
+    async fn next(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(RETRY.1);
     }
 }
 
@@ -182,6 +179,14 @@ impl View<'_> {
             (false, _) => writeln!(self.out, "{}", line(&event))?,
         }
         self.out.flush()
+    }
+
+    /// Takes in that an attempt to come back has failed; it was the last one if waiting will not mend it.
+    fn failed(&mut self, error: EventsError) -> Result<(), EventsError> {
+        if error.retry() == Retry::NeedsPerson {
+            return Err(error);
+        }
+        Ok(self.note(&format!("failed to {error}; trying again"))?)
     }
 
     fn note(&mut self, note: &str) -> io::Result<()> {

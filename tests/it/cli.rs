@@ -56,6 +56,9 @@ fn wrong_usage_ends_with_64_and_help_with_0() {
         &["config", "show", "--set"],
         &["--config", "a", "config", "show", "--config", "b"],
         &["completions", "no-such-shell"],
+        &["events", "--since", "5"],
+        // RabbitMQ has no past.
+        &["events", "--since", "10m"],
     ] {
         let assert = gate(&folder, wrong).assert().code(64);
         assert_eq!(stdout(&assert), "", "{wrong:?}");

@@ -40,6 +40,8 @@ use crate::support::{
     wait::{eventually, until},
 };
 
+mod redis;
+
 const EXCHANGE: &str = crate::support::facts::EXCHANGE;
 const SOON: Duration = Duration::from_secs(30);
 
@@ -116,14 +118,21 @@ fn heartbeat() -> Fact {
 
 #[test]
 fn kombu_and_celerys_event_receiver_read_what_the_audit_log_says() {
-    let (vhost, dir) = (vhost(), Scratch::new("events"));
+    let vhost = vhost();
     let broker = settings(&vhost, vhost.broker().port());
-    let (link, outlet) = on(async move { outlet(&broker).await });
+    let (_link, outlet) = on(async move { outlet(&broker).await });
+    are_read_by_kombu_and_celery(&vhost.url(), outlet, || true);
+}
 
+/// Four facts that go out by `outlet`, read by real clients at `url`, who can be heard of once they are `subscribed`.
+#[track_caller]
+fn are_read_by_kombu_and_celery(url: &str, outlet: Outlet, subscribed: impl Fn() -> bool) {
+    let dir = Scratch::new("events");
     let mut python = command(venv().join("bin/python"));
-    python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/read_events.py")).args([&vhost.url(), EXCHANGE, "4"]);
+    python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/read_events.py")).args([url, EXCHANGE, "4"]);
     let mut python = Process::start(python, &dir.join("python.log"));
     python.wait_for_output(SOON, "ready");
+    until(SOON, "everybody is subscribed", subscribed);
 
     let state_dir = dir.join("state");
     let log = state_dir.join(FILE_NAME);
@@ -140,18 +149,26 @@ fn kombu_and_celerys_event_receiver_read_what_the_audit_log_says() {
     });
     assert_eq!(leftover, Leftover { unwritten: 0, unpublished: 0 });
     assert!(python.wait(SOON).success(), "{}", python.output());
-    drop(link);
 
     let output = python.output();
     let told: Vec<Value> = output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let by = |who: &str| told.iter().filter(|it| it["by"] == who).cloned().collect::<Vec<_>>();
-    let (kombu, celery) = (by("kombu"), by("celery"));
+    let (kombu, by_pattern, celery) = (by("kombu"), by("kombu #"), by("celery"));
     let types = |events: &[Value]| events.iter().map(|it| it["event"]["type"].clone()).collect::<Vec<_>>();
     let expected = ["gate-online", "worker-quarantined", "gate-heartbeat", "gate-offline"];
     assert_eq!(
         (types(&kombu), types(&celery)),
         (expected.map(Value::from).to_vec(), expected.map(Value::from).to_vec())
     );
+    let without_reader = |events: &[Value]| {
+        let strip = |event: &Value| {
+            let mut event = event.clone();
+            event.as_object_mut().unwrap().shift_remove("by");
+            event
+        };
+        events.iter().map(strip).collect::<Vec<_>>()
+    };
+    assert_eq!(without_reader(&kombu), without_reader(&by_pattern));
     assert_eq!(kombu.iter().map(|it| it["event"]["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4]);
 
     let quarantine = &kombu[1];
@@ -307,7 +324,7 @@ fn listen(broker: Broker, filter: Filter, json: bool) -> Listening {
 fn events_shows_what_is_published_comes_back_after_a_lost_link_and_ends_with_its_reader() {
     let vhost = vhost();
     let proxy = Proxy::to(vhost.broker().port());
-    let filter = Filter { kind: Some("worker-admitted".into()), worker: None };
+    let filter = Filter { kind: Some("worker-admitted".into()), ..Filter::default() };
     let told = listen(settings(&vhost, proxy.port()), filter, true);
     let subscribed = || told.notes.text().matches("subscribed to worker-gate.health").count();
     until(SOON, "it made the exchange itself and subscribed", || subscribed() == 1);

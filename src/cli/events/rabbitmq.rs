@@ -10,7 +10,7 @@ use lapin::{
 };
 use tokio::time::timeout;
 
-use super::{EventsError, PURPOSE, View, WINDOW, reconnect};
+use super::{EventsError, PURPOSE, Pauses, View, WINDOW};
 use crate::{
     amqp::{self, Link, Retry},
     report::outbox::declare,
@@ -27,8 +27,7 @@ pub(super) async fn follow(broker: &settings::Broker, exchange: &str, view: &mut
     if view.filter.since.is_some() {
         return Err(EventsError::NothingKept);
     }
-    let connect = async || Ok(amqp::connect(broker, PURPOSE).await?);
-    let mut link = connect().await?;
+    let mut link = amqp::connect(broker, PURPOSE).await?;
     loop {
         let lost = match subscribe(&link, exchange).await {
             Ok(consumer) => {
@@ -49,7 +48,18 @@ pub(super) async fn follow(broker: &settings::Broker, exchange: &str, view: &mut
             Err(SubscribeError::Lost(lost)) => lost,
         };
         view.note(&format!("the link was lost ({lost}); events are missed until it is back"))?;
-        link = reconnect(view, connect).await?;
+        link = reconnect(broker, view).await?;
+    }
+}
+
+async fn reconnect(broker: &settings::Broker, view: &mut View<'_>) -> Result<Link, EventsError> {
+    let mut pauses = Pauses::new();
+    loop {
+        pauses.next().await;
+        match amqp::connect(broker, PURPOSE).await {
+            Ok(link) => return Ok(link),
+            Err(error) => view.failed(error.into())?,
+        }
     }
 }
 

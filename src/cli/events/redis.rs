@@ -6,7 +6,7 @@ use std::{collections::HashMap, fmt, io, ops::ControlFlow, time::Duration};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::MultiplexedConnection, cmd};
 use jiff::Timestamp;
 
-use super::{EventsError, PURPOSE, View, WINDOW, reconnect};
+use super::{EventsError, PURPOSE, Pauses, View, WINDOW};
 use crate::{
     redis::{self, COMMAND_TIMEOUT, Link, Pushes},
     report::outbox::{STREAM_FIELD, STREAM_LENGTH, stream},
@@ -20,8 +20,7 @@ const _: () = assert!(2 * WAIT.as_millis() < COMMAND_TIMEOUT.as_millis());
 const NEEDS: &str = "XREAD, XRANGE, XREVRANGE, XLEN and TIME, on a stream of that name";
 
 pub(super) async fn follow(broker: &settings::Broker, exchange: &str, view: &mut View<'_>) -> Result<(), EventsError> {
-    let connect = async || Ok(redis::connect(broker, PURPOSE).await?);
-    let mut link: (Link, Pushes) = connect().await?;
+    let mut link = redis::connect(broker, PURPOSE).await?;
     let mut place = None;
     loop {
         let key = stream(&broker.global_keyprefix, exchange);
@@ -35,7 +34,18 @@ pub(super) async fn follow(broker: &settings::Broker, exchange: &str, view: &mut
             Err(End::Lost(lost)) => lost,
         };
         view.note(&format!("the link was lost ({lost}); the stream keeps what comes until it is back"))?;
-        link = reconnect(view, connect).await?;
+        link = reconnect(broker, view).await?;
+    }
+}
+
+async fn reconnect(broker: &settings::Broker, view: &mut View<'_>) -> Result<(Link, Pushes), EventsError> {
+    let mut pauses = Pauses::new();
+    loop {
+        pauses.next().await;
+        match redis::connect(broker, PURPOSE).await {
+            Ok(link) => return Ok(link),
+            Err(error) => view.failed(error.into())?,
+        }
     }
 }
 
