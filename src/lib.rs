@@ -11,13 +11,15 @@
 //!                 3 act        edges first, reasons second
 //!  probe ───Observation──▶ │                 │ Wanted: a watch channel    │ Fact: a bounded queue
 //!  signals, timer ───────▶ │                 ▼                            ▼
-//!  edge ────EdgeReport───▶ │◀── one way back ── edge::route (a task a worker)   report: audit log, exchange, HTTP
+//!  edge ────EdgeReport───▶ │◀── one way back ── edge (a task a worker)   report: audit log, exchange, HTTP
 //! ```
 //!
-//! A newcomer reads [`model`] (the words), [`verdict`] (the decision), [`daemon`] (the loop), then [`edge::route`] (how a way
-//! is opened and shut on RabbitMQ). The rest are rooms of their own: [`probe`] runs checks as the worker's user and knows what
+//! A newcomer reads [`model`] (the words), [`verdict`] (the decision), [`daemon`] (the loop), then [`edge`] and the
+//! edge of interest: [`edge::rabbitmq`] (a route inside the broker, or a shared queue that the gate feeds from) or
+//! [`edge::redis`] (the same by scripts). The rest are rooms of their own: [`probe`] runs checks as the worker's user and knows what
 //! their tools are made of, [`watch`] tells when a file changes, [`profile`] reads and merges the managed config, [`settings`]
-//! reads and checks the settings, [`report`] tells what happened, [`cli`] is the command line, [`amqp`] makes connections.
+//! reads and checks the settings, [`report`] tells what happened, [`cli`] is the command line, [`doctor`]
+//! looks for ways round the gate, [`amqp`] and [`redis`] make connections.
 //!
 //! # What is absent
 //!

@@ -51,7 +51,7 @@ pub(crate) fn measure() -> Vec<Table> {
 
 fn edits(pace: Pace, today: &Sample) -> Table {
     let (vhost, host) = (vhost(), Host::new("drift"));
-    let mut settings = settings(&host, &vhost);
+    let mut settings = settings(&host, &vhost.url());
     host.add_worker(&mut settings, LANE, &intake(LANE));
     let mut facts = Facts::of(&vhost);
     let gate = host.start_logging(command(GATE), &settings, FILTER);
@@ -203,8 +203,8 @@ impl<'a> Held<'a> {
 }
 
 /// The settings of all gates here, but for their workers. Nothing but an edit is to happen: checks run at the start only.
-fn settings(host: &Host, vhost: &Vhost) -> String {
-    let mut settings = host.settings_without_workers(&vhost.url());
+pub(crate) fn settings(host: &Host, url: &str) -> String {
+    let mut settings = host.settings_without_workers(url);
     for (test, bench) in [
         ("heartbeat = \"1s\"\n", ""),
         ("max_age = \"20s\"\n", "max_age = \"3h\"\n"),

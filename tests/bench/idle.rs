@@ -25,18 +25,22 @@ use crate::{
     table::{Sample, Table},
 };
 
-const WORKERS: usize = 10;
-const WINDOW: Duration = Duration::from_secs(60);
+pub(crate) const WORKERS: usize = 10;
+pub(crate) const WINDOW: Duration = Duration::from_secs(60);
 /// From the last admission to the beginning of the window: what the start brings with it is over, and the next round of
 /// checks (54 to 66 s after the first) falls into the window.
-const CALM: Duration = Duration::from_secs(8);
+pub(crate) const CALM: Duration = Duration::from_secs(8);
 const SOON: Duration = Duration::from_secs(60);
 
 /// The word that makes the bench be its own floor, in a process that can be measured like the gate.
 pub(crate) const FLOOR: &str = "idle-floor";
 
-/// Has as many connections to the broker as a gate, answers their heartbeats, and does nothing else.
+/// Has as many connections to the broker as a gate, answers their heartbeats, or hears those of Celery's workers, and does
+/// nothing else.
 pub(crate) fn be_the_floor(url: &str) -> ! {
+    if url.starts_with("redis:") {
+        crate::feed::be_the_floor(url);
+    }
     let _connections = [(); 3].map(|()| connect(format!("{url}?heartbeat=5")));
     loop {
         thread::park();
@@ -50,11 +54,7 @@ pub(crate) fn measure() -> Vec<Table> {
 fn idle(who: &str, homes: usize) -> Table {
     let (vhost, host) = (vhost(), Host::new("idle"));
     let tools = Tools::find();
-    // Everything else as the program's own defaults have it.
-    let mut settings = host.settings_without_workers(&vhost.url());
-    for line in ["heartbeat = \"1s\"\n", "max_age = \"20s\"\n", "every = \"1s\"\n", "timeout = \"5s\"\n"] {
-        settings = settings.replace(line, "");
-    }
+    let mut settings = settings(&host, &vhost.url());
     let all: Vec<PathBuf> = (0..homes).map(|n| host.home().with_file_name(format!("home-{n}"))).collect();
     for home in &all {
         tools.prepare(home, &all[0]);
@@ -80,10 +80,7 @@ intake = {{ exchange = "codex", type = "direct", keys = ["codex-{n}"] }}
     for n in 0..WORKERS {
         gate.wait_until(SOON, &format!("codex-{n}"), "admitted");
     }
-    let log = host.state_dir().with_file_name("floor");
-    let mut floor = process::command(std::env::current_exe().unwrap());
-    floor.args([FLOOR, &vhost.url()]);
-    let floor = Process::start(floor, &log);
+    let floor = start_floor(&host, &vhost.url());
     thread::sleep(CALM);
     let told = facts.all().len();
     let (before, floor_before) = (Usage::of(gate.pid()), Usage::of(floor.pid()));
@@ -114,26 +111,42 @@ intake = {{ exchange = "codex", type = "direct", keys = ["codex-{n}"] }}
     table
 }
 
+/// Everything but the tests' paths as the program's own defaults have it.
+pub(crate) fn settings(host: &Host, url: &str) -> String {
+    let mut settings = host.settings_without_workers(url);
+    for line in ["heartbeat = \"1s\"\n", "max_age = \"20s\"\n", "every = \"1s\"\n", "timeout = \"5s\"\n"] {
+        settings = settings.replace(line, "");
+    }
+    settings
+}
+
+/// Starts the process with which a gate at this broker is compared.
+pub(crate) fn start_floor(host: &Host, url: &str) -> Process {
+    let mut floor = process::command(std::env::current_exe().unwrap());
+    floor.args([FLOOR, url]);
+    Process::start(floor, &host.state_dir().with_file_name("floor"))
+}
+
 /// The real tools if scripts/setup has installed them, else shell scripts in their place.
-enum Tools {
+pub(crate) enum Tools {
     Real(PathBuf),
     Fake,
 }
 
 impl Tools {
-    fn find() -> Self {
+    pub(crate) fn find() -> Self {
         let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/bin");
         if ["codex", "speckit"].iter().all(|tool| bin.join(tool).exists()) { Self::Real(bin) } else { Self::Fake }
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Real(_) => "the real Codex and Spec Kit CLIs",
             Self::Fake => "shell scripts for tools",
         }
     }
 
-    fn path(&self, host: &Host) -> String {
+    pub(crate) fn path(&self, host: &Host) -> String {
         match self {
             Self::Real(bin) => format!("{}:/usr/local/bin:/usr/bin:/bin", bin.display()),
             Self::Fake => format!("{}:/usr/bin:/bin", host.tool("").display()),
@@ -142,7 +155,7 @@ impl Tools {
 
     /// A home with a managed config, in which Codex is logged in. `first` is logged in with any key, which Codex stores
     /// and does not check; the others share what it stored.
-    fn prepare(&self, home: &Path, first: &Path) {
+    pub(crate) fn prepare(&self, home: &Path, first: &Path) {
         fs::create_dir_all(home.join(".codex")).unwrap();
         fs::write(home.join(".codex/config.toml"), MANAGED).unwrap();
         let Self::Real(bin) = self else { return };
@@ -159,21 +172,21 @@ impl Tools {
 }
 
 /// What the kernel has counted for a process so far.
-struct Usage {
+pub(crate) struct Usage {
     /// Seconds of all its threads, also of those that have ended. From a clock, as stat(5) counts in ticks of 10 ms.
-    cpu: f64,
+    pub(crate) cpu: f64,
     /// Seconds of the commands that it has waited for.
-    children: f64,
+    pub(crate) children: f64,
     /// In megabytes of 1,000,000 bytes, as the others.
-    rss: f64,
-    peak: f64,
-    pss: f64,
-    threads: usize,
-    switches: u64,
+    pub(crate) rss: f64,
+    pub(crate) peak: f64,
+    pub(crate) pss: f64,
+    pub(crate) threads: usize,
+    pub(crate) switches: u64,
 }
 
 impl Usage {
-    fn of(pid: Pid) -> Self {
+    pub(crate) fn of(pid: Pid) -> Self {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
         let status = read("status");
         let megabytes = |text: &str, name: &str| f64::from(u32::try_from(field(text, name)).unwrap()) * 1024.0 / 1e6;

@@ -1,4 +1,4 @@
-//! What worker-gate costs and how fast it is, measured on a real RabbitMQ and the real program, beside a floor that is
+//! What worker-gate costs and how fast it is, measured on a real RabbitMQ, a real Redis and the real program, beside a floor that is
 //! measured in the same run: the least that any client would have to do for the same thing. A number alone says little
 //! about a program on a machine whose speed changes by the minute; its ratio to the floor says more.
 //!
@@ -13,6 +13,8 @@ fn main() {
 mod bare;
 #[cfg(test)]
 mod drift;
+#[cfg(test)]
+mod feed;
 #[cfg(test)]
 mod giveback;
 #[cfg(test)]
@@ -36,8 +38,10 @@ mod support {
     pub(crate) mod gate;
     pub(crate) mod process;
     pub(crate) mod rabbitmq;
+    pub(crate) mod redis;
     pub(crate) mod runtime;
     pub(crate) mod scratch;
+    pub(crate) mod tasks;
     pub(crate) mod vhost;
     pub(crate) mod wait;
 }

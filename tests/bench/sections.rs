@@ -2,16 +2,18 @@
 
 use std::{process::exit, time::Instant};
 
-use crate::{drift, giveback, idle, open, table::Table};
+use crate::{drift, feed, giveback, idle, open, table::Table};
 
-type Section = fn() -> Vec<Table>;
+/// Measures, and says what was seen.
+pub(crate) type Section = fn() -> Vec<Table>;
 
-const ALL: [(&str, Section); 5] = [
+const ALL: [(&str, Section); 6] = [
     ("open", open::measure),
     ("drift", drift::measure),
     ("thousand", drift::thousand::measure),
     ("giveback", giveback::measure),
     ("idle", idle::measure),
+    ("feed", feed::measure),
 ];
 
 pub(crate) fn run() {

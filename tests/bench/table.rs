@@ -21,8 +21,13 @@ struct Row {
 }
 
 struct Target {
-    at_most: f64,
+    bound: Bound,
     is_met: bool,
+}
+
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
 /// Values of one kind.
@@ -93,7 +98,15 @@ impl Table {
     /// Says what the median of the last line should be.
     pub(crate) fn at_most(&mut self, at_most: f64) -> &mut Self {
         if let Some(row) = self.rows.last_mut() {
-            row.target = Some(Target { at_most, is_met: row.sample.median() <= at_most });
+            row.target = Some(Target { bound: Bound::AtMost(at_most), is_met: row.sample.median() <= at_most });
+        }
+        self
+    }
+
+    /// The same, for what should not be less.
+    pub(crate) fn at_least(&mut self, at_least: f64) -> &mut Self {
+        if let Some(row) = self.rows.last_mut() {
+            row.target = Some(Target { bound: Bound::AtLeast(at_least), is_met: row.sample.median() >= at_least });
         }
         self
     }
@@ -115,7 +128,10 @@ impl Table {
             let ratio = row.ratio.as_ref().map_or(String::new(), |(floor, ratio)| format!("{ratio:.2} x {floor}"));
             let target = row.target.as_ref().map_or(String::new(), |target| {
                 let met = if target.is_met { "met" } else { "MISSED" };
-                format!("target at most {}: {met}", target.at_most)
+                match target.bound {
+                    Bound::AtMost(bound) => format!("target at most {bound}: {met}"),
+                    Bound::AtLeast(bound) => format!("target at least {bound}: {met}"),
+                }
             });
             let n = sample.0.len().to_string();
             lines.push([
@@ -163,6 +179,11 @@ impl Table {
     fn json(&self) -> Value {
         let row = |row: &Row| {
             let sample = &row.sample;
+            let (at_most, at_least) = match &row.target {
+                Some(Target { bound: Bound::AtMost(bound), .. }) => (Some(bound), None),
+                Some(Target { bound: Bound::AtLeast(bound), .. }) => (None, Some(bound)),
+                None => (None, None),
+            };
             json!({
                 "what": row.what,
                 "unit": row.unit,
@@ -173,7 +194,8 @@ impl Table {
                 "max": sample.at(1.0),
                 "ratio": row.ratio.as_ref().map(|(_, ratio)| ratio),
                 "ratio_to": row.ratio.as_ref().map(|(floor, _)| floor),
-                "target_at_most": row.target.as_ref().map(|target| target.at_most),
+                "target_at_most": at_most,
+                "target_at_least": at_least,
                 "target_met": row.target.as_ref().map(|target| target.is_met),
             })
         };

@@ -29,6 +29,7 @@ for_each_edge! {
     a_gate_that_lost_its_worker_while_it_was_frozen_leaves_it_to_the_new_owner
     a_link_that_is_cut_or_stalls_stops_the_work_and_comes_back_by_itself
     what_is_in_the_lane_when_its_worker_drifts_is_taken_back_and_accounted_for
+    what_comes_to_the_lane_past_the_shut_edge_is_taken_back_and_reported
     a_second_gate_says_who_owns_the_worker_stays_shut_and_takes_over_when_the_first_goes
     every_change_is_one_fact_with_its_reason_in_the_audit_log_and_on_the_exchange
 }
@@ -274,6 +275,30 @@ fn what_is_in_the_lane_when_its_worker_drifts_is_taken_back_and_accounted_for(ki
     field.host(0).set_profile(MANAGED);
     each_once(&app.wait_for_runs(SOON, 30), 30);
     accounts_balance(&facts);
+}
+
+fn what_comes_to_the_lane_past_the_shut_edge_is_taken_back_and_reported(kind: Kind) {
+    let field = Field::new(kind);
+    let app = field.app();
+    let gate = field.admit_both();
+    let facts = field.facts();
+    field.host(0).set_profile(DRIFTED);
+    // What comes before the account is told is counted there: it may have waited when the edge was shut.
+    facts.nth(SOON, "worker-quarantined", &field.name(0), 0);
+    gate.wait_for_edge(SOON, &field.name(0), "shut");
+    // The worker is away: on Redis, one that waits for its lane would have them before anybody could take them back.
+    field.publish_past(0, marks("m-", 10));
+    field.wait_for_waiting(10);
+    let fact = facts.nth(SOON, "worker-bypass", &field.name(0), 0);
+    assert_eq!(fact.body["reason"]["code"], "bypass");
+    let way = format!("key '{}'", field.lane(0));
+    assert!(fact.body["reason"]["detail"].as_str().unwrap().contains(&way), "{}", fact.body["reason"]);
+    let _worker = field.worker(&app, 0);
+    field.publish_past(0, marks("n-", 1));
+    field.wait_for_waiting(if kind == Kind::FeedRedis { 10 } else { 11 });
+    field.host(0).set_profile(MANAGED);
+    each_once(&app.wait_for_runs(SOON, 11), 11);
+    assert_eq!(field.waiting(), 0);
 }
 
 fn a_second_gate_says_who_owns_the_worker_stays_shut_and_takes_over_when_the_first_goes(kind: Kind) {

@@ -23,6 +23,7 @@ for_each_feed! {
     nothing_is_fed_to_a_worker_that_does_not_consume
     the_lane_of_a_worker_that_was_killed_is_put_back_and_the_other_one_runs_it
     what_a_worker_gives_back_at_its_warm_shutdown_runs_elsewhere
+    a_worker_that_is_recycled_gives_back_what_it_has_and_the_other_one_runs_it
     work_goes_to_the_worker_that_is_free
     a_gate_that_is_killed_leaves_the_work_to_the_other_gate
     none_is_lost_when_gates_are_killed_and_frozen_while_many_pass
@@ -127,6 +128,27 @@ fn what_a_worker_gives_back_at_its_warm_shutdown_runs_elsewhere(kind: Kind) {
     each_once(&app.wait_for_runs(SOON, 40), 40);
     assert!(by_leaving("started").len() > before, "the worker that came back has run nothing");
     accounts_balance(&facts);
+}
+
+fn a_worker_that_is_recycled_gives_back_what_it_has_and_the_other_one_runs_it(kind: Kind) {
+    let field = Field::new(kind);
+    let app = field.app();
+    let settings = field.settings().replace("depth = 1", "depth = 3\non_quarantine = \"recycle\"");
+    let gate = field.host(0).start(&settings);
+    field.wait_until_both_are(&gate, "admitted");
+    let mut recycled = app.worker(&field.lane(0), &field.name(0), &["-c", "1"]);
+    let _other = field.worker(&app, 1);
+    field.publish(slow(20, 0.4));
+    until(SOON, "it has all that it can hold", || {
+        field.in_lane(0) == 3 && app.marks().iter().any(|mark| mark.worker == field.name(0))
+    });
+    field.host(0).set_profile(DRIFTED);
+    assert!(recycled.wait(SOON).success(), "{}", recycled.log());
+    field.wait_until_quiet(&app);
+    each_once(&app.runs(), 20);
+    let by_recycled = app.marks().iter().filter(|mark| mark.worker == field.name(0)).count();
+    assert!(by_recycled <= 2 * 2, "it went on: {:?}", app.marks());
+    assert_eq!((field.waiting(), field.in_lane(0), field.in_lane(1)), (0, 0, 0));
 }
 
 fn work_goes_to_the_worker_that_is_free(kind: Kind) {

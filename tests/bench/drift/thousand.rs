@@ -43,7 +43,7 @@ const CHECKS: &str = "[checks.codex_cli]\nrun = [[\"codex\", \"--version\"]]\nev
 
 pub(crate) fn measure() -> Vec<Table> {
     let (vhost, host) = (vhost(), Host::new("thousand"));
-    let mut settings = with_checks(&settings(&host, &vhost), CHECKS);
+    let mut settings = with_checks(&settings(&host, &vhost.url()), CHECKS);
     for n in 0..WORKERS {
         let name = format!("codex-{n}");
         host.add_worker(&mut settings, &name, &intake(&name));

@@ -200,6 +200,12 @@ impl Worker {
         self.process.stop(Duration::from_secs(30))
     }
 
+    /// Waits for an end that it comes to by itself.
+    #[track_caller]
+    pub(crate) fn wait(&mut self, bound: Duration) -> ExitStatus {
+        self.process.wait(bound)
+    }
+
     /// SIGKILL, to the pool as well.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

@@ -57,6 +57,12 @@ impl Broker {
     /// A node of its own, for a test that stops it, fills it or raises its alarms. Takes some 10 s.
     #[track_caller]
     pub(crate) fn fresh() -> Arc<Self> {
+        Self::with_plugin(None)
+    }
+
+    /// The same with one more plugin.
+    #[track_caller]
+    pub(crate) fn with_plugin(plugin: Option<&str>) -> Arc<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         assert!(
             Path::new(BIN).join("rabbitmq-server").exists(),
@@ -80,6 +86,8 @@ impl Broker {
         fs::write(&cookie, "worker-gate-tests").unwrap();
         fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).unwrap();
         fs::write(dir.join("distribution"), distribution.to_string()).unwrap();
+        let plugins = ["rabbitmq_consistent_hash_exchange", "rabbitmq_management"].into_iter().chain(plugin);
+        fs::write(dir.join("plugins"), plugins.collect::<Vec<_>>().join(",")).unwrap();
         let process = Mutex::new(Process::start(server(&dir, &node), &dir.join("output")));
         let broker = Self { node, port, management, process, dir };
         broker.wait_until_ready();
@@ -194,7 +202,7 @@ fn surroundings(command: &mut Command, dir: &Scratch, node: &str) {
         .env("RABBITMQ_LOGS", inside("rabbit.log"))
         .env("RABBITMQ_PID_FILE", inside("pid"))
         .env("RABBITMQ_ENABLED_PLUGINS_FILE", inside("enabled_plugins"))
-        .env("RABBITMQ_ENABLED_PLUGINS", "rabbitmq_consistent_hash_exchange,rabbitmq_management")
+        .env("RABBITMQ_ENABLED_PLUGINS", fs::read_to_string(inside("plugins")).unwrap())
         // Not in the settings file: the node looks before it reads that whether its port is free, and without this the
         // port that it looks at is that of every RabbitMQ.
         .env("RABBITMQ_DIST_PORT", fs::read_to_string(inside("distribution")).unwrap())

@@ -169,7 +169,7 @@ impl Feeding {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {
-                    let _ = tokio::time::timeout(STOP_LIMIT, self.finish(&mut hand)).await;
+                    self.finish(&mut hand, stop).await?;
                     return Ok(Ended::Stopped);
                 }
                 Some(confirmed) = hand.in_flight.next(), if !hand.in_flight.is_empty() => {
@@ -184,7 +184,7 @@ impl Feeding {
                     if room >= potential {
                         self.ack(&mut hand).await?;
                     } else if hand.in_flight.is_empty() || lane.consumers == 0 {
-                        return self.pause(consumer, hand, lane).await;
+                        return self.pause(consumer, hand, lane, stop).await;
                     }
                 }
                 delivery = consumer.next() => {
@@ -198,7 +198,7 @@ impl Feeding {
                         room = lane.room(self.feed.depth).saturating_sub(hand.in_flight.len() as u64);
                         if room == 0 {
                             self.hand_back(&delivery).await?;
-                            return self.pause(consumer, hand, lane).await;
+                            return self.pause(consumer, hand, lane, stop).await;
                         }
                     }
                     room = room.saturating_sub(1);
@@ -213,7 +213,7 @@ impl Feeding {
                     lane = self.lane().await?;
                     room = lane.room(self.feed.depth);
                     if room < window {
-                        return self.pause(consumer, hand, lane).await;
+                        return self.pause(consumer, hand, lane, stop).await;
                     }
                 }
             }
@@ -221,25 +221,46 @@ impl Feeding {
     }
 
     /// Stops consuming, and only then acks: nothing more comes in the place of what is acked.
-    async fn pause(&mut self, mut consumer: Consumer, mut hand: Hand, lane: Lane) -> Result<Ended, Fault> {
+    async fn pause(
+        &mut self,
+        mut consumer: Consumer,
+        mut hand: Hand,
+        lane: Lane,
+        stop: &CancellationToken,
+    ) -> Result<Ended, Fault> {
         let cancel = self.consume.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         within("consume the intake no more", cancel).await?;
         // What was sent before the answer was sent into the window that there was room for.
         while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
             if lane.consumers == 0 {
                 self.hand_back(&delivery).await?;
-            } else {
-                self.publish(delivery, &mut hand).await?;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                // Never published: it goes back to its place with the channel.
+                () = stop.cancelled() => break,
+                published = self.publish(delivery, &mut hand) => published?,
             }
         }
-        self.finish(&mut hand).await?;
-        Ok(Ended::Full(self.lane().await?))
+        self.finish(&mut hand, stop).await?;
+        if stop.is_cancelled() { Ok(Ended::Stopped) } else { Ok(Ended::Full(self.lane().await?)) }
     }
 
-    /// Waits for every confirm, and acks.
-    async fn finish(&self, hand: &mut Hand) -> Result<(), Fault> {
-        while let Some(confirmed) = hand.in_flight.next().await {
-            hand.take(confirmed)?;
+    /// Waits for every confirm, and acks. In an alarm a confirm takes as long as that, so one who is told to stop does not wait
+    /// for all of them; what is not acked goes back to the queue.
+    async fn finish(&self, hand: &mut Hand, stop: &CancellationToken) -> Result<(), Fault> {
+        let given_up = async {
+            stop.cancelled().await;
+            sleep(STOP_LIMIT).await;
+        };
+        tokio::pin!(given_up);
+        while !hand.in_flight.is_empty() {
+            tokio::select! {
+                biased;
+                Some(confirmed) = hand.in_flight.next() => hand.take(confirmed)?,
+                () = &mut given_up => break,
+            }
         }
         self.ack(hand).await
     }

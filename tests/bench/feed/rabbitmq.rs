@@ -1,0 +1,139 @@
+//! How fast messages get through on RabbitMQ: beside RabbitMQ's own shovel plugin, between queues of the same kind.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel as std_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use lapin::{Connection, options::BasicConsumeOptions, types::FieldTable};
+use serde_json::json;
+
+use super::{FLOOR, FLOOR_LANE, INTAKE, LANE, SOON, WORKER, calm, settings};
+use crate::{
+    drift::DRIFTED,
+    support::{
+        facts::Facts,
+        gate::{Host, MANAGED},
+        rabbitmq::Broker,
+        runtime::{on, spawn},
+        vhost::{Vhost, channel, connect},
+        wait::until,
+    },
+    table::{Sample, Table},
+};
+
+const ROUNDS: usize = 3;
+const MESSAGES: u32 = 60_000;
+/// A Celery message with a few arguments.
+const SIZE: usize = 1024;
+/// More than may wait while the consumer takes everything at once.
+const DEPTH: u32 = 5_000;
+
+pub(super) fn measure() -> Vec<Table> {
+    let vhost = Vhost::on(Broker::with_plugin(Some("rabbitmq_shovel")));
+    let host = Host::new("feed-rabbitmq");
+    for queue in [INTAKE, LANE, FLOOR, FLOOR_LANE] {
+        vhost.declare_queue(queue);
+    }
+    let (lane, floor_lane) = (Drain::new(&vhost, LANE), Drain::new(&vhost, FLOOR_LANE));
+    let mut facts = Facts::of(&vhost);
+    host.set_profile(DRIFTED);
+    let gate = host.start(&settings(&host, &vhost.url(), DEPTH));
+    facts.next(SOON, "worker-config-drifted", WORKER);
+    let direct = format!("amqp:///{}", vhost.name());
+    let (mut gated, mut shoveled, mut shoveled_inside) = <(Sample, Sample, Sample)>::default();
+    for _ in 0..ROUNDS {
+        fill(&vhost, FLOOR);
+        shoveled.push(shovel(&vhost, &vhost.url(), &floor_lane));
+
+        fill(&vhost, INTAKE);
+        host.set_profile(MANAGED);
+        gated.push(lane.rate());
+        facts.next(SOON, "worker-admitted", WORKER);
+        host.set_profile(DRIFTED);
+        facts.next(SOON, "worker-quarantined", WORKER);
+
+        fill(&vhost, FLOOR);
+        shoveled_inside.push(shovel(&vhost, &direct, &floor_lane));
+    }
+    assert!(gate.stop().success());
+    let mut table = Table::new(
+        "feed on RabbitMQ: 60,000 persistent messages of 1 KiB, from the first to the last that comes out of the lane",
+    );
+    table.row("worker-gate", "messages/s", &gated).against("the shovel", &shoveled);
+    table.row("  its median, in the shovel's", "x", &Sample::one(gated.median() / shoveled.median())).at_least(1.0);
+    let inside = Sample::one(gated.median() / shoveled_inside.median());
+    table.row("  its median, in that of the shovel without a socket", "x", &inside);
+    table.row("floor: the shovel plugin over loopback, as a gate has to", "messages/s", &shoveled);
+    table.row("  and inside of the node, without a socket", "messages/s", &shoveled_inside);
+    table.note(
+        "shovel: ack-mode on-confirm, its default prefetch of 1000; classic durable queues, drained without acks",
+    );
+    vec![table]
+}
+
+fn fill(vhost: &Vhost, queue: &str) {
+    const BATCH: u32 = 2_000;
+    // Not all at once: lapin keeps what the broker has not yet read.
+    for _ in 0..MESSAGES / BATCH {
+        vhost.publish("", queue, vec![vec![b'x'; SIZE]; BATCH as usize]);
+    }
+    calm();
+}
+
+/// Lets RabbitMQ move the floor's messages, to itself at this address.
+fn shovel(vhost: &Vhost, uri: &str, lane: &Drain) -> f64 {
+    let path = format!("/parameters/shovel/{}/floor", vhost.name());
+    let value = json!({
+        "src-protocol": "amqp091", "src-uri": uri, "src-queue": FLOOR,
+        "dest-protocol": "amqp091", "dest-uri": uri, "dest-queue": FLOOR_LANE,
+        "ack-mode": "on-confirm",
+    });
+    vhost.broker().api("PUT", &path, Some(&json!({ "value": value })));
+    let rate = lane.rate();
+    vhost.broker().api("DELETE", &path, None);
+    until(SOON, "the shovel is gone", || vhost.count(FLOOR).is_some_and(|count| count.consumers == 0));
+    rate
+}
+
+/// Takes everything out of a queue at once, and says how long a round's messages took.
+struct Drain {
+    rounds: Receiver<Duration>,
+    // The consumer lives as long as its connection.
+    _connection: Arc<Connection>,
+}
+
+impl Drain {
+    fn new(vhost: &Vhost, queue: &str) -> Self {
+        let connection = connect(vhost.url());
+        let (channel, queue) = (channel(&connection), queue.to_owned());
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let consume =
+            async move { channel.basic_consume(queue.into(), "bench".into(), options, FieldTable::default()).await };
+        let mut consumer = on(consume).unwrap();
+        let (done, rounds) = std_channel();
+        spawn(async move {
+            let (mut count, mut first) = (0, Instant::now());
+            while let Some(Ok(_)) = consumer.next().await {
+                count += 1;
+                if count == 1 {
+                    first = Instant::now();
+                }
+                if count == MESSAGES {
+                    count = 0;
+                    let _ = done.send(first.elapsed());
+                }
+            }
+        });
+        Self { rounds, _connection: connection }
+    }
+
+    /// Waits for all messages of a round.
+    fn rate(&self) -> f64 {
+        f64::from(MESSAGES - 1) / self.rounds.recv_timeout(SOON).unwrap().as_secs_f64()
+    }
+}
