@@ -27,15 +27,20 @@ use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 use super::fault::Fault;
 use crate::redis::text;
 
-/// What Redis said while `doing`, with the command that mends it where a permission is missing.
+/// What Redis said while `doing`, a missing permission apart.
 fn fault(doing: &str, error: RedisError) -> Fault {
     if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
-        return Fault::Permission {
-            doing: doing.to_owned(),
-            detail: text(&error),
-            remedy: "give the gate's user the rights for it with ACL SETUSER: ~* &* +@all, or what is named above"
-                .into(),
-        };
+        return Fault::Permission { doing: doing.to_owned(), detail: text(&error), remedy: String::new() };
     }
     Fault::Redis { doing: doing.to_owned(), error: Box::new(error) }
+}
+
+/// The same, with the command that gives this user what it lacks.
+fn mended(fault: Fault, user: &str) -> Fault {
+    let Fault::Permission { doing, detail, remedy } = fault else { return fault };
+    if !remedy.is_empty() {
+        return Fault::Permission { doing, detail, remedy };
+    }
+    let remedy = format!("run: redis-cli ACL SETUSER {user} '~*' '&*' +@all (or rights that cover what was refused)");
+    Fault::Permission { doing, detail, remedy }
 }

@@ -52,7 +52,7 @@ fn a_retry_runs_soon_and_one_that_falls_into_a_quarantine_waits_with_the_rest(ki
     field.send(&app, "app.retry_once", "soon-", 4, &[]);
     until(SOON, "each has run again", || retries(&app, "soon-") == 4);
 
-    field.send(&app, "app.retry_slowly", "late-", 2, &[json!(1.5)]);
+    field.send(&app, "app.retry_slowly", "late-", 2, &[json!(4)]);
     app.wait_for_runs(SOON, 6);
     quarantine_both(&field, &gate);
     field.send(&app, "app.mark", "rest-", 4, &[]);

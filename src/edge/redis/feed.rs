@@ -13,6 +13,7 @@ use super::{
     feeder::{Feeder, News, PutBack, put_back},
     keys::{self, Keys},
     links::{Links, time_to_live},
+    mended,
 };
 use crate::{
     clock,
@@ -46,8 +47,27 @@ impl Edge for Feed {
         memory: &mut Memory,
         stop: &CancellationToken,
     ) -> Result<(), Fault> {
+        self.serve_owned(links, ends, memory, stop).await.map_err(|fault| mended(fault, &links.user))
+    }
+}
+
+impl Feed {
+    async fn serve_owned(
+        &self,
+        links: &Arc<Links>,
+        ends: &mut Ends<Links>,
+        memory: &mut Memory,
+        stop: &CancellationToken,
+    ) -> Result<(), Fault> {
         let keys = Arc::new(Keys::new(&links.broker, &self.worker, &self.feed));
         let mut connection = links.feed.connection();
+        let prove = Script::new(include_str!("scripts/prove.lua"));
+        let mut proof = prove.prepare_invoke();
+        for key in keys.for_scripts() {
+            proof.key(key);
+        }
+        let proven = proof.invoke_async::<u8>(&mut connection).await;
+        proven.map_err(|error| fault("get leave for what an edge does", error))?;
         let value = self.own(links, &keys, &mut connection).await?;
         let binding = self.binding(links);
         let put_back = Script::new(include_str!("scripts/put_back.lua"));
@@ -65,9 +85,7 @@ impl Edge for Feed {
         serving.reconcile(news, binding.as_ref(), ends, stop).await?;
         serving.let_go(ends).await
     }
-}
 
-impl Feed {
     /// Takes the worker. Gives what its owner's key says from now on.
     async fn own(&self, links: &Links, keys: &Keys, connection: &mut MultiplexedConnection) -> Result<String, Fault> {
         let script = Script::new(include_str!("scripts/own.lua"));

@@ -8,12 +8,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{feeder::Feeder, remote::Remote};
+use super::{feeder::Feeder, mended, remote::Remote};
 use crate::{
     edge::{fault::Fault, links::Connect},
     redis::{self, Link},
     rush::Rush,
-    settings::{Broker, broker_url::RedisUrl},
+    settings::{Broker, BrokerUrl, broker_url::RedisUrl},
 };
 
 /// How often the sentinels are asked whether the master is another one. They need some seconds to agree on that themselves.
@@ -32,6 +32,8 @@ pub struct Links {
     pub(super) remote: Arc<Remote>,
     /// What goes before the events.
     pub rush: Rush,
+    /// As whom the gate is logged in, for remedies.
+    pub(super) user: String,
     /// The settings' prefix, priorities and heartbeat.
     pub(super) broker: Broker,
     /// Set, with the cause, by whichever task finds that the links are of no use any more.
@@ -51,10 +53,12 @@ impl Connect for Links {
         let name = |purpose: &str| format!("worker-gate {gate} {purpose}");
         let (feed, invalidated) = redis::connect(broker, &name("feed")).await?;
         let (talk, published) = redis::connect(broker, &name("talk")).await?;
-        let url = broker.urls.first();
-        let db = url.and_then(crate::settings::BrokerUrl::as_redis).map_or(0, |url: &RedisUrl| url.db);
+        let url: Option<&RedisUrl> = broker.urls.first().and_then(BrokerUrl::as_redis);
+        let db = url.map_or(0, |url| url.db);
+        let user = url.and_then(|url| url.user.clone()).unwrap_or_else(|| "default".to_owned());
         let feeder = Arc::new(Feeder::new(time_to_live(broker), broker.priority_steps.len()));
-        let remote = Remote::open(&talk, &broker.global_keyprefix, db, gate).await?;
+        let remote = Remote::open(&talk, &broker.global_keyprefix, db, gate).await;
+        let remote = remote.map_err(|fault| mended(fault, &user))?;
         let (ended, _) = watch::channel(None);
         let tell = |ended: &watch::Sender<Option<String>>| {
             let ended = ended.clone();
@@ -85,7 +89,7 @@ impl Connect for Links {
         }));
         let tasks = tasks.into_iter().map(AbortOnDropHandle::new).collect();
         let rush = Rush::default();
-        Ok(Self { feed, talk, feeder, remote, rush, broker: broker.clone(), ended, _tasks: tasks })
+        Ok(Self { feed, talk, feeder, remote, rush, user, broker: broker.clone(), ended, _tasks: tasks })
     }
 
     async fn lost(&self) -> String {

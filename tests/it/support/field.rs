@@ -91,7 +91,7 @@ pub(crate) struct Field {
 
 enum Site {
     Rabbitmq(Vhost),
-    Redis(Redis),
+    Redis(Box<Redis>),
 }
 
 impl Field {
@@ -111,14 +111,14 @@ impl Field {
                 vhost.declare_queue_with(INTAKE, arguments);
                 Site::Rabbitmq(vhost)
             }
-            Kind::FeedRedis => Site::Redis(Redis::start()),
+            Kind::FeedRedis => Site::Redis(Box::new(Redis::start())),
         };
         Self::at(kind, site)
     }
 
     /// A field on this Redis.
     pub(crate) fn on_redis(redis: Redis) -> Self {
-        Self::at(Kind::FeedRedis, Site::Redis(redis))
+        Self::at(Kind::FeedRedis, Site::Redis(Box::new(redis)))
     }
 
     fn at(kind: Kind, site: Site) -> Self {
