@@ -128,9 +128,11 @@ impl Fault {
     /// The same as a reason that can be told.
     pub fn reason(&self) -> Reason {
         let (code, remedy) = match self {
-            Self::Owned { .. } => {
-                (Code::OwnedElsewhere, "stop the other gate, or take the worker out of one of the two settings files")
-            }
+            Self::Owned { .. } => (
+                Code::OwnedElsewhere,
+                "stop the other gate, or take the worker out of one of the two settings files; if it was killed, wait: its hold \
+                 ends two and a half heartbeats later",
+            ),
             Self::Permission { remedy, .. } | Self::Topology { remedy, .. } => (Code::BrokerRefused, remedy.as_str()),
             Self::Connect(error) if error.retry() == Retry::NeedsPerson => (Code::BrokerRefused, "correct broker.url"),
             Self::ConnectRedis(error) if error.retry() == Retry::NeedsPerson => {

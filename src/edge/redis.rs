@@ -9,7 +9,7 @@
 //! at them first, so a gate that dies or hangs moves nothing any more (G4), and one that wakes up after its end moves nothing
 //! either. What a worker was fed is at most `depth` messages; a shut puts them back to where they came from.
 //!
-//! All workers of a gate are fed in one round trip ([`feeder`]); when there is something to do, Redis says by itself: the lists
+//! All workers of a gate are fed in one round trip (`feeder`); when there is something to do, Redis says by itself: the lists
 //! that a round has read are tracked (`CLIENT TRACKING`), so an idle gate asks for nothing.
 
 mod binding;
