@@ -55,6 +55,8 @@ struct Slot {
     has_work: bool,
     presence: Presence,
     news: mpsc::UnboundedSender<News>,
+    /// When it was last fed.
+    fed: Option<Instant>,
     /// Not before this is what came past the shut edge put back again.
     fold_until: Instant,
 }
@@ -116,6 +118,7 @@ impl Feeder {
             has_work: false,
             presence: Presence::new(now, offline_after),
             news,
+            fed: None,
             fold_until: now,
         };
         self.slots().insert(name.clone(), slot);
@@ -270,15 +273,19 @@ impl Feeder {
         }
     }
 
+    /// Who is to be fed what. Whoever was fed last comes last: a worker takes the next message into its hands while it works on
+    /// the one before, and that one is for whoever is idle.
     fn plan(&self, now: Instant) -> Vec<Plan> {
         let slots = self.slots();
+        let mut turns: Vec<_> = slots.iter().collect();
+        turns.sort_by_key(|(_, slot)| slot.fed);
         let plan = |(name, slot): (&WorkerName, &Slot)| Plan {
             name: name.clone(),
             value: slot.value.clone(),
             keys: Arc::clone(&slot.keys),
             depth: if slot.open { slot.presence.depth(now, slot.depth) } else { 0 },
         };
-        slots.iter().map(plan).collect()
+        turns.into_iter().map(plan).collect()
     }
 
     fn invocation(&self, plans: &[Plan], time_to_live: u128) -> ScriptInvocation<'_> {
@@ -305,6 +312,9 @@ impl Feeder {
                 continue;
             };
             slot.has_work = *intake > 0 || *lane > 0;
+            if moved > 0 {
+                slot.fed = Some(now);
+            }
             if slot.open {
                 slot.presence.saw(now, moved, *lane);
                 if slot.presence.is_gone(now) {

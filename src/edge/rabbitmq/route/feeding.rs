@@ -7,7 +7,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, StreamExt, stream::FuturesOrdered};
+use futures_util::{FutureExt, StreamExt, future::try_join_all, stream::FuturesOrdered};
 use lapin::{
     Channel, Confirmation, Consumer,
     message::Delivery,
@@ -39,7 +39,9 @@ use crate::{
 };
 
 /// In hand at the most, whatever the lane has room for: more than the broker confirms together.
-const WINDOW: u64 = 512;
+const WINDOW: u64 = 1024;
+/// So many are published in one go: up to this, `try_join_all` asks them in their order.
+const TOGETHER: usize = 30;
 /// The first and the longest pause between two looks at a full lane: a worker that runs one short task after the other is not
 /// kept waiting, and one with a long task costs twenty looks a second.
 const FULL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -201,12 +203,18 @@ impl Feeding {
                             return self.pause(consumer, hand, lane, stop).await;
                         }
                     }
-                    room = room.saturating_sub(1);
+                    let mut together = vec![delivery];
+                    while together.len() < TOGETHER
+                        && let Some(Some(Ok(delivery))) = consumer.next().now_or_never()
+                    {
+                        together.push(delivery);
+                    }
+                    room = room.saturating_sub(together.len() as u64);
                     tokio::select! {
                         biased;
-                        // Never published: it goes back to its place with the channel.
+                        // Never published: they go back to their places with the channel.
                         () = stop.cancelled() => {}
-                        published = self.publish(delivery, &mut hand) => published?,
+                        published = self.publish(together, &mut hand) => published?,
                     }
                 }
                 () = sleep(idle), if hand.published == 0 => {
@@ -240,7 +248,7 @@ impl Feeding {
                 biased;
                 // Never published: it goes back to its place with the channel.
                 () = stop.cancelled() => break,
-                published = self.publish(delivery, &mut hand) => published?,
+                published = self.publish(vec![delivery], &mut hand) => published?,
             }
         }
         self.finish(&mut hand, stop).await?;
@@ -277,18 +285,28 @@ impl Feeding {
         within("put a message back", delivery.nack(options)).await.map(drop)
     }
 
-    async fn publish(&mut self, delivery: Delivery, hand: &mut Hand) -> Result<(), Fault> {
-        if header(&delivery.properties, PROBE_HEADER).is_some() {
-            return within("drop a probe", delivery.ack(BasicAckOptions::default())).await.map(drop);
-        }
+    /// Publishes in order. All in one go, because each publish by itself would wake lapin's thread, and write to the socket.
+    async fn publish(&mut self, deliveries: Vec<Delivery>, hand: &mut Hand) -> Result<(), Fault> {
         let channel = self.mouth.channel().await?;
-        let Destination { exchange, key, properties } = letter::feed(&delivery, &self.names);
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let publish = channel.basic_publish(exchange, key, options, &delivery.data, properties);
-        let confirm = publish.await.map_err(|error| Fault::command("feed a message", error))?;
-        let tag = delivery.delivery_tag;
-        hand.published += 1;
-        hand.in_flight.push_back(async move { (tag, confirm.await) }.boxed());
+        let names = &self.names;
+        let publishing = deliveries.into_iter().map(|delivery| {
+            let channel = channel.clone();
+            async move {
+                if header(&delivery.properties, PROBE_HEADER).is_some() {
+                    within("drop a probe", delivery.ack(BasicAckOptions::default())).await?;
+                    return Ok::<_, Fault>(None);
+                }
+                let Destination { exchange, key, properties } = letter::feed(&delivery, names);
+                let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let publish = channel.basic_publish(exchange, key, options, &delivery.data, properties);
+                let confirm = publish.await.map_err(|error| Fault::command("feed a message", error))?;
+                Ok(Some((delivery.delivery_tag, confirm)))
+            }
+        });
+        for (tag, confirm) in try_join_all(publishing).await?.into_iter().flatten() {
+            hand.published += 1;
+            hand.in_flight.push_back(async move { (tag, confirm.await) }.boxed());
+        }
         Ok(())
     }
 
