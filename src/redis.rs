@@ -22,7 +22,7 @@ use crate::settings::{
 pub mod envelope;
 mod error;
 
-pub use error::{ConnectError, retry, text};
+pub use error::{ConnectError, is_refusal, retry, text};
 
 /// For the TCP connect, TLS and the greeting together.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

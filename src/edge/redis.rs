@@ -22,14 +22,14 @@ mod remote;
 
 pub use feed::Feed;
 
-use ::redis::{ErrorKind, RedisError, ServerErrorKind};
+use ::redis::RedisError;
 
 use super::fault::Fault;
-use crate::redis::text;
+use crate::redis::{is_refusal, text};
 
 /// What Redis said while `doing`, a missing permission apart.
 fn fault(doing: &str, error: RedisError) -> Fault {
-    if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
+    if is_refusal(&error) {
         return Fault::Permission { doing: doing.to_owned(), detail: text(&error), remedy: String::new() };
     }
     Fault::Redis { doing: doing.to_owned(), error: Box::new(error) }

@@ -152,9 +152,17 @@ pub fn text(error: &RedisError) -> String {
     }
 }
 
+/// Whether Redis has refused permission. What a script may not do has a code of its own only since Redis 7.2; before that it is
+/// an error like any other, which the words tell apart (Redis 7.0, script.c, `scriptVerifyACL`).
+pub fn is_refusal(error: &RedisError) -> bool {
+    let words = ["The user executing the script can't", "ACL failure in script"];
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+        || error.detail().is_some_and(|detail| words.iter().any(|words| detail.contains(words)))
+}
+
 /// What to do about an error on an established connection.
 pub fn retry(error: &RedisError) -> Retry {
-    if matches!(error.kind(), ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::CrossSlot)) {
+    if is_refusal(error) || error.kind() == ErrorKind::Server(ServerErrorKind::CrossSlot) {
         Retry::NeedsPerson
     } else {
         // Also from a replica since a failover: somebody else is the master now, or soon.
