@@ -2,16 +2,14 @@
 
 use std::{thread, time::Duration};
 
-use crate::{sections::Section, support::gate::Host, table::Table};
+use crate::support::gate::Host;
 
-mod delay;
-mod free;
-mod idle;
-mod rabbitmq;
-mod redis;
+pub(crate) mod delay;
+pub(crate) mod free;
+pub(crate) mod idle;
+pub(crate) mod rabbitmq;
+pub(crate) mod redis;
 mod signs;
-
-pub(crate) use idle::be_the_floor;
 
 const SOON: Duration = Duration::from_secs(60);
 /// The shared queue.
@@ -21,22 +19,6 @@ const WORKER: &str = "codex-0@bench";
 const LANE: &str = "codex-0.lane";
 const FLOOR: &str = "floor";
 const FLOOR_LANE: &str = "floor.lane";
-
-pub(crate) fn measure() -> Vec<Table> {
-    let parts: [(&str, Section); 5] = [
-        ("messages a second on Redis", redis::measure),
-        ("messages a second on RabbitMQ", rabbitmq::measure),
-        ("what is added to a task", delay::measure),
-        ("work goes to the free", free::measure),
-        ("ten idle workers on each broker, for a minute", idle::measure),
-    ];
-    let mut tables = Vec::new();
-    for (what, measure) in parts {
-        eprintln!("[bench]   {what}");
-        tables.extend(measure());
-    }
-    tables
-}
 
 /// Settings for one fed worker, to whom nothing happens but edits of the profile. The lane is so deep, and the worker may be
 /// silent for the whole of the measurement.

@@ -39,7 +39,7 @@ pub(crate) const FLOOR: &str = "idle-floor";
 /// nothing else.
 pub(crate) fn be_the_floor(url: &str) -> ! {
     if url.starts_with("redis:") {
-        crate::feed::be_the_floor(url);
+        crate::feed::idle::be_the_floor(url);
     }
     let _connections = [(); 3].map(|()| connect(format!("{url}?heartbeat=5")));
     loop {

@@ -4,16 +4,20 @@ use std::{process::exit, time::Instant};
 
 use crate::{drift, feed, giveback, idle, open, table::Table};
 
-/// Measures, and says what was seen.
-pub(crate) type Section = fn() -> Vec<Table>;
+type Section = fn() -> Vec<Table>;
 
-const ALL: [(&str, Section); 6] = [
+/// A word that other names begin with stands for all of them: `feed`.
+const ALL: [(&str, Section); 10] = [
     ("open", open::measure),
     ("drift", drift::measure),
     ("thousand", drift::thousand::measure),
     ("giveback", giveback::measure),
     ("idle", idle::measure),
-    ("feed", feed::measure),
+    ("feed-redis", feed::redis::measure),
+    ("feed-rabbitmq", feed::rabbitmq::measure),
+    ("feed-delay", feed::delay::measure),
+    ("feed-free", feed::free::measure),
+    ("feed-idle", feed::idle::measure),
 ];
 
 pub(crate) fn run() {
@@ -24,12 +28,12 @@ pub(crate) fn run() {
     {
         idle::be_the_floor(url);
     }
-    if let Some(unknown) = asked.iter().find(|word| !ALL.iter().any(|(name, _)| name == word)) {
+    if let Some(unknown) = asked.iter().find(|word| !ALL.iter().any(|(name, _)| stands_for(word, name))) {
         eprintln!("no section {unknown}; there are: {}", ALL.map(|(name, _)| name).join(", "));
         exit(64);
     }
     for (name, measure) in ALL {
-        if asked.is_empty() || asked.iter().any(|word| word == name) {
+        if asked.is_empty() || asked.iter().any(|word| stands_for(word, name)) {
             let begin = Instant::now();
             eprintln!("[bench] {name} ...");
             let tables = measure();
@@ -40,4 +44,8 @@ pub(crate) fn run() {
             Table::write(name, &tables);
         }
     }
+}
+
+fn stands_for(word: &str, name: &str) -> bool {
+    name.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }

@@ -31,7 +31,7 @@ const MESSAGES: usize = 300;
 const WARM_UP: usize = 10;
 const SIZE: usize = 1024;
 
-pub(super) fn measure() -> Vec<Table> {
+pub(crate) fn measure() -> Vec<Table> {
     vec![on_redis(), on_rabbitmq()]
 }
 

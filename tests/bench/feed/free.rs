@@ -23,7 +23,7 @@ const DEPTH: u32 = 1;
 /// What a worker with one process has in its hands before it has begun it (`--prefetch-multiplier 1`).
 const PREFETCHED: u32 = 1;
 
-pub(super) fn measure() -> Vec<Table> {
+pub(crate) fn measure() -> Vec<Table> {
     let redis = [Redis::start(), Redis::start()];
     let vhosts: [Vhost; 2] = [vhost(), vhost()];
     for vhost in &vhosts {

@@ -43,7 +43,7 @@ pub(crate) fn be_the_floor(url: &str) -> ! {
     }
 }
 
-pub(super) fn measure() -> Vec<Table> {
+pub(crate) fn measure() -> Vec<Table> {
     let tools = Tools::find();
     let (redis, vhost) = (Redis::start(), vhost());
     vhost.declare_queue(INTAKE);

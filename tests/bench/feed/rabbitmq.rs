@@ -26,14 +26,14 @@ use crate::{
     table::{Sample, Table},
 };
 
-const ROUNDS: usize = 3;
-const MESSAGES: u32 = 60_000;
+const ROUNDS: usize = 5;
+const MESSAGES: u32 = 40_000;
 /// A Celery message with a few arguments.
 const SIZE: usize = 1024;
 /// More than may wait while the consumer takes everything at once.
 const DEPTH: u32 = 5_000;
 
-pub(super) fn measure() -> Vec<Table> {
+pub(crate) fn measure() -> Vec<Table> {
     let vhost = Vhost::on(Broker::with_plugin(Some("rabbitmq_shovel")));
     let host = Host::new("feed-rabbitmq");
     for queue in [INTAKE, LANE, FLOOR, FLOOR_LANE] {
@@ -62,7 +62,7 @@ pub(super) fn measure() -> Vec<Table> {
     }
     assert!(gate.stop().success());
     let mut table = Table::new(
-        "feed on RabbitMQ: 60,000 persistent messages of 1 KiB, from the first to the last that comes out of the lane",
+        "feed on RabbitMQ: 40,000 persistent messages of 1 KiB, from the first to the last that comes out of the lane",
     );
     table.row("worker-gate", "messages/s", &gated).against("the shovel", &shoveled);
     table.row("  its median, in the shovel's", "x", &Sample::one(gated.median() / shoveled.median())).at_least(1.0);

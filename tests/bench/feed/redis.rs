@@ -29,7 +29,7 @@ const DEPTH: u32 = 2 * MESSAGES;
 const BUDGET: u64 = 512;
 const SCRIPT: &str = include_str!("../../../src/edge/redis/scripts/round.lua");
 
-pub(super) fn measure() -> Vec<Table> {
+pub(crate) fn measure() -> Vec<Table> {
     let (redis, host) = (Redis::start(), Host::new("feed-redis"));
     let _signs = Signs::start(&redis, vec![WORKER.to_owned()], Duration::from_secs(1));
     fill(&redis, INTAKE);
