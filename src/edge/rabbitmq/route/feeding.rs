@@ -45,8 +45,8 @@ const TOGETHER: usize = 30;
 /// The first and the longest pause between two looks at a full lane: a worker that runs one short task after the other is not
 /// kept waiting, and one with a long task costs twenty looks a second.
 const FULL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-/// Between two looks for a worker that does not consume its lane.
-const ABSENT: Duration = Duration::from_millis(250);
+/// Between two looks for a worker that does not consume its lane; the longer it is away, the rarer.
+const ABSENT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 /// What was seen of the lane longer ago than this is looked at again before anything is fed.
 const FRESH: Duration = Duration::from_secs(1);
 /// For what is in flight when the feeding is told to stop.
@@ -135,20 +135,21 @@ impl Feeding {
                 continue;
             }
             if lane.consumers == 0 {
-                pause = ABSENT;
                 let since = *self.absent_since.get_or_insert(lane.seen);
+                pause = (since.elapsed() / 4).clamp(ABSENT.0, ABSENT.1);
                 if lane.waiting > 0 && since.elapsed() >= self.feed.offline_after {
                     self.take_back(stop).await?;
                 }
             } else {
                 self.absent_since = None;
+                pause = pause.min(FULL.1);
             }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = sleep(pause) => {}
             }
-            pause = (pause * 2).min(FULL.1.max(pause));
+            pause *= 2;
             lane = self.lane().await?;
         }
     }
@@ -165,7 +166,7 @@ impl Feeding {
         let mut lane = Lane { waiting: 0, consumers: 1, seen: Instant::now() };
         let mut hand = Hand::default();
         // A worker that goes while nothing comes is to be missed all the same.
-        let idle = (self.feed.offline_after / 2).clamp(ABSENT, Duration::from_secs(5));
+        let idle = (self.feed.offline_after / 2).clamp(ABSENT.0, Duration::from_secs(5));
         loop {
             // Cancel-safe: a stream's `next` and a token keep what they have when they are not the branch that ran.
             tokio::select! {
