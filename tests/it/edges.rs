@@ -69,7 +69,8 @@ fn nothing_runs_before_the_checks_have_passed_and_then_all_of_it_runs_once(kind:
         assert_eq!(fact.body["edge"], "open");
         assert_eq!(fact.body["reason"]["code"], "fit");
         let first = runs_of(&app, "early-").into_iter().find(|mark| mark.worker == field.name(n));
-        assert!(first.is_some(), "{} has run none of them", field.name(n));
+        // Of a shared queue the one that is admitted first may have run all before the other comes.
+        assert!(first.is_some() || kind.is_shared(), "{} has run none of them", field.name(n));
     }
     accounts_balance(&facts);
 }
