@@ -76,6 +76,7 @@ pub(super) struct Feeder {
 }
 
 /// What one round is about, as it was when the round began.
+#[derive(Clone)]
 struct Plan {
     name: WorkerName,
     value: String,
@@ -321,12 +322,12 @@ impl Feeder {
                 if slot.presence.is_gone(now) {
                     tracing::info!(worker = %plan.name, messages = *lane, "the worker is away: what waits in its lane goes back to the intake");
                     slot.presence.emptied(now);
-                    after.put_back.push((plan.clone_for_put_back(), false));
+                    after.put_back.push((plan.clone(), false));
                 }
             } else if *lane > 0 {
                 if now >= slot.fold_until {
                     slot.fold_until = now + FOLD;
-                    after.put_back.push((plan.clone_for_put_back(), true));
+                    after.put_back.push((plan.clone(), true));
                 } else {
                     after.wake(slot.fold_until);
                 }
@@ -363,12 +364,6 @@ impl Feeder {
             let _ = slot.news.send(News::Bypass { messages, way: way(oldest.as_deref()) });
         }
         Ok(())
-    }
-}
-
-impl Plan {
-    fn clone_for_put_back(&self) -> Self {
-        Self { name: self.name.clone(), value: self.value.clone(), keys: Arc::clone(&self.keys), depth: 0 }
     }
 }
 
