@@ -44,8 +44,8 @@ use moving::Moving;
 
 /// How often a queue is counted while it settles and no confirm comes in.
 const SETTLE_LOOK: Duration = Duration::from_millis(10);
-/// How often it is looked whether the way is still whole. Some ten commands, so a hundred workers make 20 a second.
-const LOOK: Duration = Duration::from_secs(60);
+/// How often it is looked whether the way is still whole. Some ten commands, so a hundred workers make ten a second.
+const LOOK: Duration = Duration::from_secs(120);
 /// Reports of bypasses, and repairs of a way that somebody took apart, come at most this often.
 const FOLD: Duration = Duration::from_secs(1);
 
