@@ -36,6 +36,7 @@ pub mod clock;
 pub mod daemon;
 pub mod doctor;
 pub mod edge;
+pub mod failpoint;
 mod hash;
 pub mod identity;
 pub mod model;

@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::model::{Exposed, ExposedTask, WorkerName};
+use crate::{
+    failpoint::Point,
+    model::{Exposed, ExposedTask, WorkerName},
+};
 
 /// The fanout exchange of all mailboxes.
 pub(crate) const PIDBOX: &str = "celery.pidbox";
@@ -35,6 +38,15 @@ impl Command {
             Self::CancelConsumer => ("cancel_consumer", json!({ "queue": lane })),
             Self::AddConsumer => ("add_consumer", json!({ "queue": lane })),
             Self::Shutdown => ("shutdown", json!({})),
+        }
+    }
+
+    /// The point at which it has been sent.
+    pub(super) const fn sent(self) -> Point {
+        match self {
+            Self::CancelConsumer => Point::CancelSent,
+            Self::AddConsumer => Point::WakeSent,
+            Self::Shutdown => Point::RecycleSent,
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     clock,
     edge::{Edge, Ends, Memory, celery::Command, fault::Fault},
+    failpoint::{self, Point},
     model::{self, Account, EdgeReport, Wanted, WorkerName},
     settings::{self, FeedIntake, OnQuarantine, Worker},
 };
@@ -68,14 +69,18 @@ impl Feed {
         }
         let proven = proof.invoke_async::<u8>(&mut connection).await;
         proven.map_err(|error| fault("get leave for what an edge does", error))?;
+        failpoint::hit(Point::RedisProven);
         let value = self.own(links, &keys, &mut connection).await?;
+        failpoint::hit(Point::RedisOwned);
         let binding = self.binding(links);
         let put_back = Script::new(include_str!("scripts/put_back.lua"));
         let mut serving = Serving { edge: self, links, keys, value, connection, put_back, open: false };
         // Start shut: what an earlier owner fed and nobody took goes back before anything else.
         serving.put_back(PutBack::Shut).await?;
+        failpoint::hit(Point::RedisEmptied);
         if let Some(binding) = &binding {
             binding.make(&mut serving.connection).await?;
+            failpoint::hit(Point::RedisBound);
         }
         memory.worked = true;
         let (worker, feed) = (&serving.edge.worker, &serving.edge.feed);
@@ -171,6 +176,7 @@ impl Serving<'_> {
                 Some(()) = rebound.recv() => {
                     let Some(binding) = binding else { continue };
                     let ways = binding.make(&mut self.connection).await?;
+                    failpoint::hit(Point::RedisRebound);
                     if !ways.is_empty() {
                         ends.tell(&name, EdgeReport::Bypass { messages: 0, ways }).await;
                     }
@@ -193,6 +199,7 @@ impl Serving<'_> {
             }
         }
         ends.tell(name, EdgeReport::Is(wanted, clock::now().mono)).await;
+        failpoint::hit(if self.open { Point::RedisOpenTold } else { Point::RedisShutTold });
         let account = Account { before: moved, moved, left: 0, taken: 0 };
         let change = wanted.change;
         if wanted.edge == model::Edge::Open || !was_open {
@@ -204,6 +211,9 @@ impl Serving<'_> {
         // Apart: a worker that is away or deaf holds up no edge.
         tokio::spawn(async move {
             let exposed = Some(remote.exposed(&name).await);
+            if recycles {
+                failpoint::hit(Point::RecycleBegun);
+            }
             if recycles && let Err(fault) = remote.send(&name, &lane, Command::Shutdown).await {
                 tracing::warn!(worker = %name, "failed to {fault}");
             }
@@ -217,6 +227,7 @@ impl Serving<'_> {
     }
 
     async fn open(&mut self) -> Result<(), Fault> {
+        failpoint::hit(Point::RedisOpenBegun);
         let script = Script::new(include_str!("scripts/open.lua"));
         let mut invocation = script.prepare_invoke();
         invocation.key(&self.keys.owner).key(&self.keys.edge).arg(&self.value);
@@ -227,6 +238,7 @@ impl Serving<'_> {
             return Err(self.expired());
         }
         self.open = true;
+        failpoint::hit(Point::RedisOpened);
         self.links.feeder.set_open(&self.edge.worker.name, true);
         Ok(())
     }
@@ -235,7 +247,8 @@ impl Serving<'_> {
     async fn shut(&mut self) -> Result<u64, Fault> {
         self.links.feeder.set_open(&self.edge.worker.name, false);
         self.open = false;
-        self.put_back(PutBack::Shut).await
+        failpoint::hit(Point::RedisShutBegun);
+        self.put_back(PutBack::Shut).await.inspect(|_| failpoint::hit(Point::RedisShut))
     }
 
     async fn put_back(&mut self, what: PutBack) -> Result<u64, Fault> {
@@ -248,7 +261,9 @@ impl Serving<'_> {
     /// expire.
     async fn let_go(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
         self.links.feeder.remove(&self.edge.worker.name);
+        failpoint::hit(Point::RedisLetGoBegun);
         self.put_back(PutBack::Release).await?;
+        failpoint::hit(Point::RedisLetGo);
         if self.open {
             self.open = false;
             ends.tell(&self.edge.worker.name, EdgeReport::Is(Wanted::shut(), clock::now().mono)).await;

@@ -315,7 +315,7 @@ impl Gate {
     }
 
     /// Whether it still runs.
-    fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         nix::sys::wait::waitid(
             nix::sys::wait::Id::Pid(self.process.pid()),
             nix::sys::wait::WaitPidFlag::WEXITED

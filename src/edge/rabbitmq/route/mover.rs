@@ -27,9 +27,12 @@ use super::{
     names::Names,
     topology,
 };
-use crate::edge::{
-    fault::{Fault, within},
-    rabbitmq::links::Links,
+use crate::{
+    edge::{
+        fault::{Fault, within},
+        rabbitmq::links::Links,
+    },
+    failpoint::{self, Point},
 };
 
 /// Published and not yet confirmed. Enough to hide a round trip of 0.5 ms at 50,000 messages a second; also the number of
@@ -52,6 +55,15 @@ pub(super) enum Way {
     TakeBack,
     /// Edge open: out of a holding queue, to the worker.
     GiveBack,
+}
+
+impl Way {
+    const fn point(self, taking_back: Point, giving_back: Point) -> Point {
+        match self {
+            Self::TakeBack => taking_back,
+            Self::GiveBack => giving_back,
+        }
+    }
 }
 
 /// What a mover has done so far; shared with the edge.
@@ -173,6 +185,7 @@ impl Mover {
         let tag = ShortString::default();
         let consumer =
             within("consume", consume.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments)).await?;
+        failpoint::hit(way.point(Point::TakeBackConsuming, Point::GiveBackConsuming));
         let mark = AMQPValue::LongString(uuid::Uuid::new_v4().to_string().into());
         Ok(Self { way, names, mark, links, consume, mouth, consumer, sweeps, tally, bell })
     }
@@ -200,6 +213,7 @@ impl Mover {
                     Some(Ok(delivery)) => {
                         self.note(&delivery);
                         in_hand.push_back(delivery);
+                        failpoint::hit(self.way.point(Point::TakeBackReceived, Point::GiveBackReceived));
                     }
                     Some(Err(error)) => break Err(Fault::command("consume", error)),
                     None => break Err(Fault::command("consume", lapin::ErrorKind::InvalidChannel(0).into())),
@@ -238,6 +252,7 @@ impl Mover {
                 break Err(fault);
             }
         };
+        failpoint::hit(self.way.point(Point::TakeBackStopped, Point::GiveBackStopped));
         if outcome.is_ok() {
             let finish = async {
                 while let Some(first) = in_flight.next().await {
@@ -247,9 +262,11 @@ impl Mover {
             };
             let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
         }
+        failpoint::hit(self.way.point(Point::TakeBackFinished, Point::GiveBackFinished));
         self.links.rush.over().await;
         // Closing the channel puts back what was delivered and not acked, each message in its place.
         let _ = within("stop consuming", self.consume.close(200, "done".into())).await;
+        failpoint::hit(self.way.point(Point::TakeBackEnded, Point::GiveBackEnded));
         drop(self.consumer);
         self.mouth.close();
         self.tally.ended.store(true, Relaxed);
@@ -284,9 +301,11 @@ impl Mover {
             }
             next = in_flight.next().now_or_never().flatten();
         }
+        failpoint::hit(self.way.point(Point::TakeBackConfirmed, Point::GiveBackConfirmed));
         // Side by side, because each waits until lapin has written it.
         let acks = taken.iter().map(|delivery| within("ack a moved message", delivery.ack(BasicAckOptions::default())));
         let acked = try_join_all(acks).await?.len();
+        failpoint::hit(self.way.point(Point::TakeBackAcked, Point::GiveBackAcked));
         self.tally.moved.fetch_add(acked as u64, Relaxed);
         if self.tally.idle() {
             self.bell.notify_one();
@@ -316,6 +335,7 @@ impl Mover {
     ) -> Result<Option<impl Future<Output = Published> + use<>>, Fault> {
         if header(&delivery.properties, PROBE_HEADER).is_some() {
             within("drop a probe", delivery.ack(BasicAckOptions::default())).await?;
+            failpoint::hit(Point::GiveBackProbeDropped);
             self.tally.probes.fetch_add(1, Relaxed);
             return Ok(None);
         }
@@ -329,10 +349,12 @@ impl Mover {
             let (queue, held) = (self.names.lane_held.clone(), self.names.intake_held.clone());
             let unbind = self.consume.queue_unbind(queue, held, key.clone(), FieldTable::default());
             within("unbind a key that is no longer this worker's", unbind).await?;
+            failpoint::hit(Point::GiveBackStrayUnbound);
         }
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let publish = channel.basic_publish(exchange.clone(), key, options, &delivery.data, properties);
         let confirm = publish.await.map_err(|error| Fault::command("publish a moved message", error))?;
+        failpoint::hit(self.way.point(Point::TakeBackPublished, Point::GiveBackPublished));
         Ok(Some(async move { Published { delivery, exchange, confirm: confirm.await } }))
     }
 }

@@ -14,6 +14,7 @@ use super::names::Names;
 use crate::{
     amqp::Link,
     edge::fault::{Fault, is_refusal, within},
+    failpoint::{self, Point},
     settings::{IntakeType, RouteIntake, Worker},
 };
 
@@ -140,7 +141,8 @@ impl Topology<'_> {
             let (edge, intake) = (self.names.edge.clone(), self.names.intake.clone());
             let (options, arguments) = (ExchangeBindOptions::default(), FieldTable::default());
             let bind = channel.exchange_bind(edge, intake, key.as_str().into(), options, arguments);
-            self.refine(within("open the edge", bind).await, &self.names.edge)
+            let bound = self.refine(within("open the edge", bind).await, &self.names.edge);
+            bound.inspect(|()| failpoint::hit(Point::OpenKeyBound))
         };
         try_join_all(self.intake.keys.iter().map(bind)).await.map(drop)
     }
@@ -156,7 +158,8 @@ impl Topology<'_> {
             let (edge, intake) = (self.names.edge.clone(), self.names.intake.clone());
             let (options, arguments) = (ExchangeUnbindOptions::default(), FieldTable::default());
             let unbind = channel.exchange_unbind(edge, intake, key.as_str().into(), options, arguments);
-            self.refine(within("shut the edge", unbind).await, &self.names.edge)
+            let unbound = self.refine(within("shut the edge", unbind).await, &self.names.edge);
+            unbound.inspect(|()| failpoint::hit(Point::ShutKeyUnbound))
         };
         match try_join_all(self.intake.keys.iter().map(unbind)).await {
             Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(()),

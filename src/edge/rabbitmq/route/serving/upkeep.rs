@@ -11,6 +11,7 @@ use crate::{
         fault::Fault,
         rabbitmq::{links::Links, route::topology},
     },
+    failpoint::{self, Point},
     model::EdgeReport,
 };
 
@@ -25,7 +26,9 @@ impl Serving<'_> {
             let channel = topology::open(&self.links.control).await?;
             self.topology.lane(&self.links.control).await?;
             self.topology.declare_edge(&channel).await?;
+            failpoint::hit(Point::MendDeclared);
             self.topology.open_edge(&channel).await?;
+            failpoint::hit(Point::MendOpened);
             let _ = channel.close(200, "done".into()).await;
         }
         Ok(late)
@@ -63,11 +66,13 @@ impl Serving<'_> {
             for (exchange, key) in &bypass.ways {
                 if exchange == &self.names.intake {
                     self.topology.unbind_foreign(&self.control, key.as_str()).await?;
+                    failpoint::hit(Point::BypassUnbound);
                 }
             }
             let ways = bypass.ways.iter().map(|(exchange, key)| format!("exchange '{exchange}' key '{key}'")).collect();
             let report = EdgeReport::Bypass { messages: bypass.messages, ways };
             ends.tell(&self.route.worker.name, report).await;
+            failpoint::hit(Point::BypassTold);
         }
         Ok(told)
     }
