@@ -16,14 +16,16 @@ use crate::{
 };
 
 /// A few at once: each waits for most of its time.
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 4;
 
 /// What is done until the gate is dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Drive {
     /// The worker is fit and drifts in turn; then the gate is told to go.
     Cycle,
-    /// The same, and the lane has no consumer.
+    /// It is fit until nothing is held any more.
+    Drain,
+    /// As in a cycle, but the lane has no consumer.
     Absent,
     /// The consumer goes while messages flow, and stays away.
     Away,
@@ -43,6 +45,8 @@ pub(crate) enum Drive {
     Rebind,
     /// The lane is filled past the gate while the gate waits for a message.
     Fill,
+    /// The worker is taken out of the settings while its edge is open.
+    Reload,
     /// Somebody deletes the holding queue, which ends the ownership.
     Fault,
 }
@@ -98,9 +102,9 @@ const POINTS: &[(&str, &[Edge], &[u32], Drive)] = &[
     ("shut.told", RABBITMQ, &[1], Drive::Cycle),
     ("shut.counted", RABBITMQ, START_AND_SHUT, Drive::Cycle),
     ("shut.taking_back", RABBITMQ, &[1], Drive::Cycle),
-    ("settle.counted", RABBITMQ, &[1, 3], Drive::Cycle),
+    ("settle.counted", RABBITMQ, &[1, 2], Drive::Cycle),
     ("settle.told", RABBITMQ, &[1, 2], Drive::Cycle),
-    ("let_go.shut", RABBITMQ, &[1], Drive::Cycle),
+    ("let_go.shut", RABBITMQ, &[1], Drive::Reload),
     ("let_go.stopped", RABBITMQ, &[1], Drive::Cycle),
     ("let_go.disowned", RABBITMQ, &[1], Drive::Cycle),
     ("take_back.consuming", RABBITMQ, START_AND_SHUT, Drive::Cycle),
@@ -113,11 +117,11 @@ const POINTS: &[(&str, &[Edge], &[u32], Drive)] = &[
     ("take_back.ended", RABBITMQ, &[1], Drive::Cycle),
     ("give_back.consuming", ROUTE, &[1], Drive::Cycle),
     ("give_back.received", ROUTE, OF_MANY, Drive::Cycle),
-    ("give_back.probe_dropped", ROUTE, &[1], Drive::Cycle),
+    ("give_back.probe_dropped", ROUTE, &[1], Drive::Drain),
     ("give_back.stray_unbound", ROUTE, &[1], Drive::Stray),
     ("give_back.published", ROUTE, OF_MANY, Drive::Cycle),
-    ("give_back.confirmed", ROUTE, OF_MANY, Drive::Cycle),
-    ("give_back.acked", ROUTE, OF_MANY, Drive::Cycle),
+    ("give_back.confirmed", ROUTE, &[1, 4], Drive::Cycle),
+    ("give_back.acked", ROUTE, &[1, 4], Drive::Cycle),
     ("give_back.stopped", ROUTE, &[1], Drive::Cycle),
     ("give_back.finished", ROUTE, &[1], Drive::Cycle),
     ("give_back.ended", ROUTE, &[1], Drive::Cycle),

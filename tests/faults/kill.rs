@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     os::unix::process::ExitStatusExt,
-    process::ExitStatus,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use crate::{
     support::{
         facts::Facts,
         gate::{Gate, MANAGED},
+        process::tail,
         tasks::Task,
         wait::{LONG, until},
     },
@@ -31,6 +32,8 @@ const A_MOMENT: Duration = Duration::from_millis(150);
 /// For what must not happen.
 const A_WHILE: Duration = Duration::from_millis(400);
 const DRIFTED: &str = "model = \"o5\"\napproval_policy = \"on-request\"\n";
+/// Messages a second: more than the consumer takes while it is slow.
+const RATE: usize = 1_500;
 /// So many opens and shuts pass every point of a cycle often enough.
 const ROUNDS: usize = 4;
 /// Messages that come past the edge.
@@ -51,16 +54,13 @@ pub(crate) fn kill(case: Case) -> Row {
     }
     let facts = place.facts();
     // A Celery worker does a few hundred a second.
-    let load = Load::start(&place, if case.celery { 500 } else { 2_000 });
+    let load = Load::start(&place, if case.celery { 500 } else { RATE });
     until(SOON, "some wait", || load.published() >= 300);
 
     let mut doomed = Doomed { place: &place, gate: place.start_armed(&case), past: Vec::new() };
     doomed.drive(case.drive, &mut crew, &load);
-    let (status, past) = doomed.end();
+    let past = doomed.end();
     place.host.set_profile(DRIFTED);
-    if status.signal() != Some(Signal::SIGKILL as i32) {
-        return Row::failed(case, format!("the gate did not come to this point: {status}"));
-    }
     if case.point == "recycle.sent" {
         crew.wait_until_gone();
     }
@@ -128,16 +128,29 @@ impl Doomed<'_> {
     fn drive(&mut self, drive: Drive, crew: &mut Crew, load: &Load) {
         match drive {
             Drive::Cycle | Drive::Absent | Drive::Stray | Drive::Exchange => self.cycle(),
+            Drive::Drain => {
+                if self.opens() {
+                    until(SOON, "nothing is held", || !self.gate.is_alive() || self.place.held() == 0);
+                }
+            }
             Drive::Rebind => {
                 if self.opens() && self.lives(A_WHILE) {
                     self.place.rebind();
                     self.lives(SOON);
                 }
             }
+            Drive::Reload => {
+                if self.opens() && self.lives(A_WHILE) {
+                    let new = self.gate.settings().with_extension("new");
+                    fs::write(&new, self.place.settings_without_it()).unwrap();
+                    fs::rename(new, self.gate.settings()).unwrap();
+                    self.lives(SOON);
+                }
+            }
             Drive::Fault => {
                 if self.opens() {
                     // What is in it would be gone with it.
-                    until(SOON, "nothing is held", || self.place.held() == 0);
+                    until(SOON, "nothing is held", || !self.gate.is_alive() || self.place.held() == 0);
                     self.lives(Duration::from_millis(1_500));
                     self.place.delete_held();
                     self.lives(SOON);
@@ -145,7 +158,7 @@ impl Doomed<'_> {
             }
             Drive::Fill => {
                 for n in 0..ROUNDS {
-                    load.set_rate(2_000);
+                    load.set_rate(RATE);
                     if !(self.opens() && self.lives(A_MOMENT)) {
                         return;
                     }
@@ -194,7 +207,7 @@ impl Doomed<'_> {
                 if self.opens() {
                     load.set_rate(100_000);
                     until(LONG, "much waits in the lane", || self.place.in_lane() > HOARD);
-                    load.set_rate(2_000);
+                    load.set_rate(RATE);
                     if self.shuts() {
                         self.lives(SOON);
                     }
@@ -244,10 +257,18 @@ impl Doomed<'_> {
         self.gate.is_alive()
     }
 
-    /// How it ended; one that still lives is told to go.
-    fn end(self) -> (ExitStatus, Vec<String>) {
-        let status = if self.gate.is_alive() { self.gate.stop() } else { self.gate.wait(SOON) };
-        (status, self.past)
+    /// Makes sure that it has died at its point; one that still lives is told to go.
+    #[track_caller]
+    fn end(mut self) -> Vec<String> {
+        if self.gate.is_alive() {
+            self.gate.terminate();
+            until(SOON, "it ends", || !self.gate.is_alive());
+        }
+        let log = self.gate.log();
+        let status = self.gate.wait(SOON);
+        let by_itself = status.signal() == Some(Signal::SIGKILL as i32);
+        assert!(by_itself, "the gate did not come to this point: {status}\n{}", tail(&log));
+        self.past
     }
 }
 

@@ -86,6 +86,13 @@ impl Place {
         self.settings_with(if self.drive == Drive::Stray { &KEYS[..1] } else { &KEYS })
     }
 
+    /// Settings that have another worker, and another lane, in this one's place.
+    pub(crate) fn settings_without_it(&self) -> String {
+        let other = |word: &str| format!("\"{word}-other\"");
+        let settings = self.settings_with(&["other"]).replace(&format!("\"{LANE}\""), &other(LANE));
+        settings.replace(&format!("\"{WORKER}\""), &other(WORKER))
+    }
+
     fn settings_with(&self, keys: &[&str]) -> String {
         let mut settings = self.host.settings_without_workers(&self.url());
         let exchange = format!("exchange = \"{INTAKE}\", type = \"direct\", keys = {keys:?}");

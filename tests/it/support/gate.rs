@@ -287,6 +287,11 @@ impl Gate {
         status.unwrap_or_else(|| panic!("it did not stop:\n{}", tail(&self.process.output())))
     }
 
+    /// SIGTERM, and no wait.
+    pub(crate) fn terminate(&mut self) {
+        self.process.signal(Signal::SIGTERM);
+    }
+
     /// SIGKILL; returns when it is gone.
     pub(crate) fn kill(mut self) {
         self.process.kill();
