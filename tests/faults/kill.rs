@@ -166,7 +166,7 @@ impl Doomed<'_> {
                     crew.set_pace(Pace::Fast);
                     crew.settle(self.place);
                     crew.set_pace(Pace::Not);
-                    // What was seen of the lane counts for a second, and is seen anew after two without a message.
+                    // What was seen of the lane counts for a second.
                     if !self.lives(Duration::from_millis(1_100)) {
                         return;
                     }

@@ -107,6 +107,10 @@ impl Place {
         if self.drive == Drive::Recycle {
             settings += "on_quarantine = \"recycle\"\n";
         }
+        if self.drive == Drive::Fill {
+            // Half of it is how often an idle gate looks at the lane, and a look counts for a second.
+            settings = settings.replace("offline_after = \"2s\"", "offline_after = \"10s\"");
+        }
         settings.replace("depth = 1\n", &format!("depth = {}\n", self.depth()))
     }
 
@@ -136,10 +140,9 @@ impl Place {
     pub(crate) fn way(&self, n: usize) -> (&'static str, &'static str) {
         match self.edge {
             Edge::Route => (INTAKE, KEYS[n % KEYS.len()]),
-            Edge::FeedRabbitmq => ("", INTAKE),
             // Where kombu's producers find that the exchange leads to.
             Edge::FeedRedis if matches!(self.drive, Drive::Exchange | Drive::Rebind) => ("", "codex-0.held"),
-            Edge::FeedRedis => ("", INTAKE),
+            Edge::FeedRabbitmq | Edge::FeedRedis => ("", INTAKE),
         }
     }
 

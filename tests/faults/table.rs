@@ -70,7 +70,9 @@ pub(crate) fn print(rows: &[Row]) {
         "\n{:13}  {:32} {:>3} {:>7} {:>4} {:>7} {:>5} {:>4} {:>4} {:>8} {:>5}",
         "edge", "killed at", "nth", "sent", "back", "run", "left", "acc.", "lost", "twice", "unfit"
     );
-    rows.iter().for_each(|row| println!("{row}"));
+    for row in rows {
+        println!("{row}");
+    }
     let sum = |of: fn(&Count) -> usize| rows.iter().map(|row| of(&row.count)).sum::<usize>();
     println!(
         "\n{} deaths, {} of them as they must be; {} sent, {} lost, {} twice, {} to an unfit worker, {} handed back",
