@@ -93,6 +93,9 @@ pub enum Command {
         /// Only entries of this worker
         #[arg(long, value_name = "W")]
         worker: Option<String>,
+        /// Only the tasks that quarantined workers had already started or prefetched, one a line
+        #[arg(long, conflicts_with = "verify")]
+        exposed: bool,
     },
     /// Look for ways round the gate, and say how to mend each; 1 if there is one
     Doctor {
@@ -248,7 +251,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Events { json, kind, worker, since } => {
             runtime()?.block_on(events_command(context, json, events::Filter { kind, worker, since }))
         }
-        Command::Audit { verify, worker } => audit_command(context, verify, worker.as_deref()),
+        Command::Audit { verify, worker, exposed } => audit_command(context, verify, worker.as_deref(), exposed),
         Command::Doctor { json } => runtime()?.block_on(doctor::doctor(context, json)),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => completions::run(shell),
@@ -312,12 +315,17 @@ fn profile_command(context: &Context, command: &ProfileCommand) -> anyhow::Resul
     Ok(said.exit)
 }
 
-fn audit_command(context: &Context, verify: bool, worker: Option<&str>) -> anyhow::Result<Exit> {
+fn audit_command(context: &Context, verify: bool, worker: Option<&str>, exposed: bool) -> anyhow::Result<Exit> {
     let settings = context.settings()?.settings;
     let path = settings.gate.state_dir.join(crate::report::audit::FILE_NAME);
     let mut stdout = std::io::stdout();
-    let outcome =
-        if verify { audit::verify(&path, &mut stdout) } else { audit::list(&path, worker, &mut stdout).map(|()| true) };
+    let outcome = if verify {
+        audit::verify(&path, &mut stdout)
+    } else if exposed {
+        audit::exposed(&path, worker, &mut stdout).map(|()| true)
+    } else {
+        audit::list(&path, worker, &mut stdout).map(|()| true)
+    };
     match outcome {
         Ok(true) => Ok(Exit::Done),
         Ok(false) => Ok(Exit::Unfit),

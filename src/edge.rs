@@ -15,10 +15,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod bypass;
 pub(crate) mod celery;
 pub mod fault;
 pub mod links;
 pub mod rabbitmq;
+mod recycle;
 pub mod redis;
 
 use fault::Fault;

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::model::{Exposed, ExposedTask, WorkerName};
+use crate::model::{Exposed, ExposedTask, Since, WorkerName};
 
 /// The fanout exchange of all mailboxes.
 pub(crate) const PIDBOX: &str = "celery.pidbox";
@@ -76,7 +77,8 @@ pub(crate) fn question(
     .to_string()
 }
 
-/// What a worker has, from its answers to `reserved` and `active`.
+/// What a worker has, from its answers to `reserved` and `active`. `time_start` is in seconds since the epoch, and null for
+/// what was not started (celery/worker/request.py, `info`). Since when a task is in doubt, who knows the evidence says.
 pub(super) fn tasks(reserved: &Value, active: &Value) -> Vec<ExposedTask> {
     let mut tasks = BTreeMap::new();
     for (answer, active) in [(reserved, false), (active, true)] {
@@ -84,7 +86,11 @@ pub(super) fn tasks(reserved: &Value, active: &Value) -> Vec<ExposedTask> {
             answer.as_object().into_iter().flat_map(|nodes| nodes.values()).filter_map(Value::as_array).flatten();
         for task in found {
             let text = |key: &str| task[key].as_str().unwrap_or_default().to_owned();
-            tasks.insert(text("id"), ExposedTask { id: text("id"), name: text("name"), active });
+            let started =
+                task["time_start"].as_f64().and_then(|seconds| SignedDuration::try_from_secs_f64(seconds).ok());
+            let started_at = started.and_then(|since| Timestamp::from_duration(since).ok()).filter(|_| active);
+            let (id, name, since) = (text("id"), text("name"), Since::Drift);
+            tasks.insert(id.clone(), ExposedTask { id, name, active, started_at, since });
         }
     }
     tasks.into_values().collect()
@@ -98,6 +104,12 @@ pub(crate) fn queues(answer: &Value) -> BTreeMap<String, BTreeSet<String>> {
         (node.clone(), queues)
     };
     answer.as_object().into_iter().flatten().map(of).collect()
+}
+
+/// The process that an event of this node names.
+pub(super) fn process(event: &Value, node: &str) -> Option<u32> {
+    let pid = event["pid"].as_u64().filter(|_| event["hostname"].as_str() == Some(node))?;
+    u32::try_from(pid).ok()
 }
 
 /// What is said of a worker that has not answered.

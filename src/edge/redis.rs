@@ -18,6 +18,7 @@ mod feeder;
 mod keys;
 pub mod links;
 mod presence;
+mod recycling;
 mod remote;
 
 pub use feed::Feed;

@@ -12,6 +12,7 @@ mod feed;
 mod guarantees;
 mod harness;
 mod intakes;
+mod quarantine;
 mod refusals;
 mod reload;
 mod repair;

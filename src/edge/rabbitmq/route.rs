@@ -26,7 +26,7 @@ mod settling;
 mod topology;
 
 use names::Names;
-pub(super) use topology::{open, publishing};
+pub(super) use topology::{consumers, open, publishing};
 
 use super::links::Links;
 use crate::{

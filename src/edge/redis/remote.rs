@@ -86,7 +86,7 @@ impl Remote {
             let Some(event) = envelope::unwrap(text) else { continue };
             let Ok(event) = serde_json::from_slice::<Value>(&event.body) else { continue };
             if let (Some(node), Some(kind)) = (event["hostname"].as_str(), event["type"].as_str()) {
-                feeder.beat(node, kind != "worker-offline");
+                feeder.beat(node, kind != "worker-offline", celery::process(&event, node));
             }
         }
     }

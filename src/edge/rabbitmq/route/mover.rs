@@ -70,19 +70,11 @@ pub(super) struct Tally {
     pub(super) ended: AtomicBool,
     /// Something was held although the edge is open.
     pub(super) late: AtomicBool,
-    /// Messages that came so, and how; taken out by whoever reports them.
-    pub(super) bypass: Mutex<Bypass>,
+    /// By which exchange and key messages came past the shut edge, and how many by each; taken out by whoever reports them.
+    pub(super) bypass: Mutex<Vec<(ShortString, ShortString, u64)>>,
 }
 
-/// Messages that came past the shut edge.
-#[derive(Debug, Default)]
-pub(super) struct Bypass {
-    pub(super) messages: u64,
-    /// Exchange and key, each pair once; at most [`MOST_WAYS`].
-    pub(super) ways: Vec<(ShortString, ShortString)>,
-}
-
-/// Keys can be as many as messages; a report with more than this helps nobody.
+/// Keys can be as many as messages. What comes by more ways than this between two reports is counted with the last of them.
 const MOST_WAYS: usize = 16;
 
 impl Default for Tally {
@@ -113,19 +105,20 @@ impl Tally {
 
     /// Whether there is something to report or to mend.
     pub(super) fn has_news(&self) -> bool {
-        self.late.load(Relaxed) || self.bypass.lock().unwrap_or_else(PoisonError::into_inner).messages > 0
+        self.late.load(Relaxed) || !self.bypass.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    pub(super) fn take_bypass(&self) -> Bypass {
+    pub(super) fn take_bypass(&self) -> Vec<(ShortString, ShortString, u64)> {
         std::mem::take(&mut *self.bypass.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn note_bypass(&self, delivery: &Delivery) {
         let mut bypass = self.bypass.lock().unwrap_or_else(PoisonError::into_inner);
-        bypass.messages += 1;
-        let way = (delivery.exchange.clone(), delivery.routing_key.clone());
-        if bypass.ways.len() < MOST_WAYS && !bypass.ways.contains(&way) {
-            bypass.ways.push(way);
+        let known =
+            bypass.iter().position(|(exchange, key, _)| *exchange == delivery.exchange && *key == delivery.routing_key);
+        match known.or_else(|| bypass.len().checked_sub(1).filter(|last| *last + 1 >= MOST_WAYS)) {
+            Some(at) => bypass[at].2 += 1,
+            None => bypass.push((delivery.exchange.clone(), delivery.routing_key.clone(), 1)),
         }
     }
 }

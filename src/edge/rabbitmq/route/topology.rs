@@ -296,7 +296,7 @@ pub(super) async fn waiting(channel: &Channel, queue: &ShortString) -> Result<u6
 }
 
 /// How many consume a queue.
-pub(super) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<u32, Fault> {
+pub(in crate::edge::rabbitmq) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<u32, Fault> {
     Ok(count(channel, queue).await?.consumer_count())
 }
 
