@@ -59,6 +59,12 @@ impl Progress {
         self.look_at
     }
 
+    /// How many are left, given how many are moved and how many can be seen: what the broker has sent and the mover has not
+    /// taken yet is counted by neither of them.
+    pub(super) fn left(&self, moved: u64, seen: u64) -> u64 {
+        if seen == 0 { 0 } else { seen.max((self.told.moved + self.told.left).saturating_sub(moved)) }
+    }
+
     /// Where it stands, given how many are moved and how many wait; and whether that is to be logged. `None` at the end.
     pub(super) fn look(&mut self, moved: u64, left: u64) -> (Option<Account>, bool) {
         let now = Instant::now();
