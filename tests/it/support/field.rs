@@ -40,7 +40,7 @@ impl Kind {
     /// and else what may be between its confirm and its ack.
     pub(crate) fn twice_per_kill(self) -> u32 {
         match self {
-            Self::Route => 32,
+            Self::Route => 128,
             // One for each of the two lanes, as deep as it is.
             Self::FeedRabbitmq => 2,
             Self::FeedRedis => 0,
