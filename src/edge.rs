@@ -20,6 +20,7 @@ pub mod fault;
 pub mod links;
 pub mod rabbitmq;
 pub mod redis;
+pub mod rehome;
 
 use fault::Fault;
 use links::{Connect, LinkState};
