@@ -13,6 +13,7 @@ mod guarantees;
 mod harness;
 mod intakes;
 mod refusals;
+mod rehome;
 mod reload;
 mod repair;
 mod support;
