@@ -20,6 +20,7 @@ mod log;
 mod out;
 mod prepare;
 pub mod profile;
+pub mod rehome;
 mod run;
 pub mod status;
 
@@ -103,6 +104,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give what is held for a worker that is gone for good to another one, in order and counted; 1 if the worker is not gone,
+    /// or something is left
+    Rehome(rehome::RehomeArgs),
     /// The settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -253,6 +257,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         }
         Command::Audit { verify, worker, exposed } => audit_command(context, verify, worker.as_deref(), exposed),
         Command::Doctor { json } => runtime()?.block_on(doctor::doctor(context, json)),
+        Command::Rehome(args) => runtime()?.block_on(rehome::rehome(context, args)),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => completions::run(shell),
     }

@@ -22,6 +22,7 @@ pub mod links;
 pub mod rabbitmq;
 mod recycle;
 pub mod redis;
+pub mod rehome;
 
 use fault::Fault;
 use links::{Connect, LinkState};

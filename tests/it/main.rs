@@ -14,6 +14,7 @@ mod harness;
 mod intakes;
 mod quarantine;
 mod refusals;
+mod rehome;
 mod reload;
 mod repair;
 mod support;

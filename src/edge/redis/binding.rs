@@ -55,6 +55,15 @@ impl Binding {
         let key = |member: &String| member.split(SEPARATOR).next().unwrap_or_default().to_owned();
         Ok(away.iter().map(key).collect())
     }
+
+    /// Takes it away; what is not there is no error.
+    pub(super) async fn remove(&self, connection: &mut MultiplexedConnection) -> Result<(), Fault> {
+        let mut commands = ::redis::pipe();
+        for table in [&self.table, &self.permanent] {
+            commands.cmd("SREM").arg(table).arg(&self.members).ignore();
+        }
+        commands.query_async(connection).await.map_err(|error| fault("unbind the intake", error))
+    }
 }
 
 /// The regular expression that kombu writes beside a topic's key (kombu/transport/virtual/exchange.py, `key_to_pattern`).

@@ -47,7 +47,7 @@ pub(super) fn source(worker: &Worker, feed: &Feed) -> String {
 }
 
 /// A queue is one list for each priority step, and the first has the queue's own name (kombu/transport/redis.py, `_q_for_pri`).
-fn lists(broker: &Broker, queue: &str) -> Vec<String> {
+pub(super) fn lists(broker: &Broker, queue: &str) -> Vec<String> {
     let prefix = &broker.global_keyprefix;
     let list = |step: &u8| match step {
         0 => format!("{prefix}{queue}"),

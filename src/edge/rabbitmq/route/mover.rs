@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    letter::{Destination, PROBE_HEADER, give_back, header, stray_key, take_back},
+    letter::{Destination, PROBE_HEADER, give_back, header, rehome, stray_key, take_back},
     names::Names,
     topology,
 };
@@ -59,6 +59,8 @@ pub(super) enum Way {
     TakeBack,
     /// Edge open: out of a holding queue, to the worker.
     GiveBack,
+    /// Out of the queues of a worker that is gone, to the one whose names these are.
+    Rehome,
 }
 
 /// What a mover has done so far; shared with the edge.
@@ -163,7 +165,7 @@ impl Mover {
                 arguments.insert("x-priority".into(), AMQPValue::LongInt(INTERCEPT_PRIORITY));
                 (INTERCEPT_WINDOW, arguments)
             }
-            Way::GiveBack => (GIVE_BACK_WINDOW, FieldTable::default()),
+            Way::GiveBack | Way::Rehome => (GIVE_BACK_WINDOW, FieldTable::default()),
         };
         within("consume", consume.basic_qos(window, BasicQosOptions::default())).await?;
         let tag = ShortString::default();
@@ -272,7 +274,7 @@ impl Mover {
         }
         match self.desk.way {
             Way::TakeBack => tally.note_bypass(delivery),
-            Way::GiveBack => tally.late.store(true, Relaxed),
+            Way::GiveBack | Way::Rehome => tally.late.store(true, Relaxed),
         }
         self.bell.notify_one();
     }
@@ -335,6 +337,7 @@ impl Desk {
         let Destination { exchange, key, properties } = match self.way {
             Way::TakeBack => take_back(&delivery, &self.names, &self.mark),
             Way::GiveBack => give_back(&delivery, &self.names),
+            Way::Rehome => rehome(&delivery, &self.names),
         };
         if let Some(key) = stray_key(self.way, &delivery, &self.names) {
             // It lies here because of a binding that earlier settings made. Left there, that would bring it back for ever, and
