@@ -19,6 +19,7 @@ use lapin::{
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -222,19 +223,29 @@ impl Mover {
                 }
             }
             // Without a limit in time, because an alarm stops publishing for as long as it lasts. A link that is dead ends
-            // this by its heartbeats, and a message whose publishing is given up goes back to its queue.
+            // this by its heartbeats, and a message whose publishing is given up goes back to its queue. It may have been
+            // published all the same, so the one that is under way gets a moment when the others stop.
+            let given_up = async {
+                stop.cancelled().await;
+                sleep(STOP_LIMIT).await;
+            };
             let published = tokio::select! {
                 biased;
-                () = stop.cancelled() => break Ok(()),
                 published = async {
-                    while in_flight.len() < IN_FLIGHT
+                    while !stop.is_cancelled()
+                        && in_flight.len() < IN_FLIGHT
                         && let Some(delivery) = in_hand.pop_front()
                     {
-                        let channel = self.mouth.channel().await?;
+                        let channel = tokio::select! {
+                            biased;
+                            () = stop.cancelled() => break,
+                            channel = self.mouth.channel() => channel?,
+                        };
                         in_flight.extend(self.publish(&channel, delivery).await?);
                     }
                     Ok(())
                 } => published,
+                () = given_up => break Ok(()),
             };
             if let Err(fault) = published {
                 break Err(fault);
