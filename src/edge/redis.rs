@@ -15,7 +15,7 @@
 mod binding;
 mod feed;
 mod feeder;
-mod keys;
+pub(crate) mod keys;
 pub mod links;
 mod presence;
 mod remote;

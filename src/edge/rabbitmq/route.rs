@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 mod feeding;
 mod letter;
+pub(crate) mod looking;
 mod mover;
 pub(crate) mod names;
 mod owner;
@@ -26,7 +27,6 @@ mod settling;
 mod topology;
 
 use names::Names;
-pub(super) use topology::{open, publishing};
 
 use super::links::Links;
 use crate::{
