@@ -98,12 +98,9 @@ pub enum Command {
         #[arg(long, conflicts_with = "verify")]
         exposed: bool,
     },
-    /// Look for ways round the gate, and say how to mend each; 1 if there is one
-    Doctor {
-        /// One JSON array of findings
-        #[arg(long)]
-        json: bool,
-    },
+    /// Look for ways round the gate and for weak settings, and say how to mend each; 1 if one is serious
+    #[command(after_help = doctor::HELP)]
+    Doctor(DoctorArgs),
     /// Give what is held for a worker that is gone for good to another one, in order and counted; 1 if the worker is not gone,
     /// or something is left
     Rehome(rehome::RehomeArgs),
@@ -115,6 +112,20 @@ pub enum Command {
         /// Whose script
         shell: clap_complete::Shell,
     },
+}
+
+/// `doctor …`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// One JSON array of findings
+    #[arg(long)]
+    json: bool,
+    /// Print the rights that workers, producers and the gate need, as commands to run, and look at nothing else
+    #[arg(long, conflicts_with_all = ["json", "lanes"])]
+    grants: bool,
+    /// A lane that no settings name any more: whether something waits in it, or is held for it. Can be given often
+    #[arg(long = "lane", value_name = "QUEUE")]
+    lanes: Vec<String>,
 }
 
 /// `profile …`
@@ -256,7 +267,8 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
             runtime()?.block_on(events_command(context, json, events::Filter { kind, worker, since }))
         }
         Command::Audit { verify, worker, exposed } => audit_command(context, verify, worker.as_deref(), exposed),
-        Command::Doctor { json } => runtime()?.block_on(doctor::doctor(context, json)),
+        Command::Doctor(args) if args.grants => doctor::grants(context),
+        Command::Doctor(args) => runtime()?.block_on(doctor::doctor(context, &args)),
         Command::Rehome(args) => runtime()?.block_on(rehome::rehome(context, args)),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => completions::run(shell),

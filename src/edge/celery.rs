@@ -13,10 +13,14 @@ use crate::model::{Exposed, ExposedTask, Since, WorkerName};
 
 /// The fanout exchange of all mailboxes.
 pub(crate) const PIDBOX: &str = "celery.pidbox";
+/// The exchange for answers, of which every Celery application makes use.
+pub(crate) const REPLIES: &str = "reply.celery.pidbox";
+/// The exchange for events: a topic on RabbitMQ, a fanout on Redis (celery/events/event.py, `get_exchange`).
+pub(crate) const EVENTS: &str = "celeryev";
 /// For a worker to answer. A round trip takes 20 to 30 ms (FACTS.md); a worker whose main process is busy takes longer.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_millis(800);
 /// With this header kombu's answers say what they answer.
-pub(super) const TICKET: &str = "ticket";
+pub(crate) const TICKET: &str = "ticket";
 
 /// A command without an answer.
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +61,13 @@ pub(crate) fn expires() -> f64 {
 }
 
 /// One question, or command, as kombu's pidbox reads it (kombu/pidbox.py), to one node or to all. The answer goes by the
-/// anonymous exchange, straight to the queue `reply_to`.
+/// exchange and key `reply_to`.
 pub(crate) fn question(
     node: Option<&str>,
     method: &str,
     arguments: &Value,
     ticket: &str,
-    reply_to: Option<&str>,
+    reply_to: Option<(&str, &str)>,
 ) -> String {
     json!({
         "method": method,
@@ -72,7 +76,7 @@ pub(crate) fn question(
         "pattern": null,
         "matcher": null,
         TICKET: ticket,
-        "reply_to": reply_to.map(|queue| json!({ "exchange": "", "routing_key": queue })),
+        "reply_to": reply_to.map(|(exchange, key)| json!({ "exchange": exchange, "routing_key": key })),
     })
     .to_string()
 }

@@ -5,3 +5,4 @@ pub mod links;
 mod recycling;
 pub(crate) mod remote;
 pub mod route;
+pub(crate) mod wire;

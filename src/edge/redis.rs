@@ -16,7 +16,7 @@ mod address;
 mod binding;
 mod feed;
 mod feeder;
-mod keys;
+pub(crate) mod keys;
 pub mod links;
 mod presence;
 mod recycling;

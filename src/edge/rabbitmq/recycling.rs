@@ -12,19 +12,18 @@ use serde_json::Value;
 use super::{
     links::Links,
     remote::{self, Sent},
-    route::{consumers, open},
+    route::consumers,
+    wire::open,
 };
 use crate::{
     edge::{
-        celery::{self, Command},
+        celery::{self, Command, EVENTS},
         fault::{Fault, within},
         recycle::Hands,
     },
     model::WorkerName,
 };
 
-/// A topic exchange on RabbitMQ (celery/events/event.py, `get_exchange`).
-const EVENTS: &str = "celeryev";
 /// While the edge is shut the gate consumes the lane, too.
 const OWN: u32 = 1;
 

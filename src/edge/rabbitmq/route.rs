@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 mod feeding;
 mod letter;
+pub(crate) mod looking;
 mod mover;
 pub(crate) mod names;
 mod owner;
@@ -27,7 +28,7 @@ mod settling;
 mod topology;
 
 use names::Names;
-pub(super) use topology::{consumers, open, publishing};
+pub(super) use topology::consumers;
 
 use super::links::Links;
 use crate::{

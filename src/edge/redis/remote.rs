@@ -20,15 +20,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{fault, feeder::Feeder};
 use crate::{
     edge::{
-        celery::{self, ANSWER_LIMIT, Command, PIDBOX, TICKET},
+        celery::{self, ANSWER_LIMIT, Command, EVENTS, PIDBOX, TICKET},
         fault::Fault,
     },
     model::{Exposed, WorkerName},
     redis::{Link, Pushes, envelope},
 };
 
-/// On Redis Celery's event exchange is a fanout (celery/events/event.py, `get_exchange`).
-const EVENTS: &str = "celeryev";
 /// Between two looks for an answer; a round trip over the worker takes 20 to 30 ms.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -132,7 +130,7 @@ impl Remote {
         answered: bool,
     ) -> Result<(), Fault> {
         let node = celery::node(worker);
-        let reply_to = answered.then_some(self.reply_to.as_str());
+        let reply_to = answered.then_some(("", self.reply_to.as_str()));
         let body = celery::question(Some(&node), method, arguments, ticket, reply_to);
         let headers = json!({ "clock": 1, "expires": celery::expires() });
         let headers = headers.as_object().cloned().unwrap_or_default();

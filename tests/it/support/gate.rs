@@ -213,10 +213,16 @@ enforce = {{ approval_policy = "never" }}
     /// Runs another subcommand to its end, whatever that is.
     #[track_caller]
     pub(crate) fn command(&self, settings: &str, args: &[&str]) -> Output {
+        self.command_in(settings, args, &[])
+    }
+
+    /// The same with these variables in its environment.
+    #[track_caller]
+    pub(crate) fn command_in(&self, settings: &str, args: &[&str], env: &[(&str, &str)]) -> Output {
         let file = self.write_settings(settings);
         let mut command = Command::new(GATE);
         self.surround(&mut command);
-        command.args(args).arg("--config").arg(file).output().unwrap()
+        command.envs(env.iter().copied()).args(args).arg("--config").arg(file).output().unwrap()
     }
 
     /// Starts another subcommand; what it writes is in a log of its own.

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::edge::{
     fault::{Fault, within},
-    rabbitmq::links::Links,
+    rabbitmq::{census::Consuming, links::Links},
 };
 
 /// Published and not yet confirmed. Enough to hide a confirm that takes 5 ms at 25,000 messages a second; also the number of
@@ -144,6 +144,8 @@ pub(super) struct Mover {
     sweeps: mpsc::Receiver<oneshot::Sender<()>>,
     /// Rung when everything in hand is done, when something came past the edge, and at the end.
     bell: Arc<Notify>,
+    /// For `doctor`, which else could not tell this consumer from one that is no gate.
+    _consuming: Consuming,
 }
 
 impl Mover {
@@ -170,10 +172,12 @@ impl Mover {
         within("consume", consume.basic_qos(window, BasicQosOptions::default())).await?;
         let tag = ShortString::default();
         let consumer =
-            within("consume", consume.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments)).await?;
+            within("consume", consume.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), arguments))
+                .await?;
+        let consuming = links.consumed.begin(queue.as_str());
         let mark = AMQPValue::LongString(uuid::Uuid::new_v4().to_string().into());
         let desk = Arc::new(Desk { way, names, mark, consume, tally });
-        Ok(Self { desk, links, mouth, consumer, sweeps, bell })
+        Ok(Self { desk, links, mouth, consumer, sweeps, bell, _consuming: consuming })
     }
 
     /// Moves until told to stop. What is in hand and not yet published then goes back to its place in the queue.
