@@ -108,7 +108,9 @@ fn failed(error: &RehomeError, progress: &Progress) -> Coded {
     let mut text = format!("failed to {}", crate::chain::chain(error));
     match error {
         RehomeError::Fault(Fault::Owned { .. }) => {
-            text.push_str("; a worker that a gate owns is not gone: stop that gate, or take the worker out of its settings");
+            text.push_str(
+                "; a worker that a gate owns is not gone: stop that gate, or take the worker out of its settings",
+            );
         }
         RehomeError::Fault(fault) => {
             if let Some(remedy) = fault.remedy() {

@@ -38,7 +38,9 @@ pub enum RehomeError {
         consumers: u32,
     },
     /// Nobody has ever heard of such a worker.
-    #[error("find what is held for {worker}: there is neither a queue {lane} nor {lane}.held; name its lane with --lane")]
+    #[error(
+        "find what is held for {worker}: there is neither a queue {lane} nor {lane}.held; name its lane with --lane"
+    )]
     NoQueues {
         /// Who is said to be gone.
         worker: String,

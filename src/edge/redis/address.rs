@@ -59,7 +59,8 @@ mod tests {
             r#"{"exchange":"codex","x":[1.5],"routing_key":"codex-1"}"#,
         );
         assert_eq!(to_codex(odd), expected);
-        let (bare, whole) = (r#"{"delivery_info":{}}"#, r#"{"delivery_info":{"exchange":"codex","routing_key":"codex-1"}}"#);
+        let (bare, whole) =
+            (r#"{"delivery_info":{}}"#, r#"{"delivery_info":{"exchange":"codex","routing_key":"codex-1"}}"#);
         assert_eq!(to_codex(&format!("{{\"properties\":{bare}}}")), format!("{{\"properties\":{whole}}}"));
     }
 

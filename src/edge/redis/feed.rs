@@ -87,7 +87,12 @@ impl Feed {
     }
 
     /// Takes the worker. Gives what its owner's key says from now on.
-    pub(super) async fn own(&self, links: &Links, keys: &Keys, connection: &mut MultiplexedConnection) -> Result<String, Fault> {
+    pub(super) async fn own(
+        &self,
+        links: &Links,
+        keys: &Keys,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<String, Fault> {
         let script = Script::new(include_str!("scripts/own.lua"));
         let mut invocation = script.prepare_invoke();
         invocation.key(&keys.owner).key(&keys.fence).key(&keys.edge);

@@ -129,8 +129,10 @@ impl Moving<'_> {
             for message in oldest_last.iter().rev() {
                 invocation.arg(message.as_slice()).arg(address(&entry, message).as_ref());
             }
-            let moved: i64 =
-                invocation.invoke_async(&mut self.connection).await.map_err(|error| fault("move what is held", error))?;
+            let moved: i64 = invocation
+                .invoke_async(&mut self.connection)
+                .await
+                .map_err(|error| fault("move what is held", error))?;
             self.moved += u64::try_from(moved).map_err(|_| self.expired())?;
             tell(self.moved, before);
         }
