@@ -69,6 +69,14 @@ pub enum DoctorError {
     /// A command was refused, or the connection broke on it.
     #[error(transparent)]
     Fault(#[from] crate::edge::fault::Fault),
+    /// The same for a user whose rights were to be tried.
+    #[error("use {variable}")]
+    User {
+        /// Where its URL stands.
+        variable: &'static str,
+        /// What went wrong.
+        source: Box<Self>,
+    },
 }
 
 /// What is looked at beside the settings.

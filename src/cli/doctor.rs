@@ -22,21 +22,16 @@ pub(super) fn grants(context: &Context) -> anyhow::Result<Exit> {
 
 pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Result<Exit> {
     let Loaded { settings, file, .. } = context.settings()?;
-    let users = Users::from_env(&context.source.env)
+    let users = Users::from_env(&context.source.env, &settings.broker.urls)
         .map_err(|problem| Coded::new(Exit::Usage, anyhow::Error::from(problem).context("failed to")))?;
     let (identities, unseen) = match prepare::identities(context, &settings) {
         Ok(identities) => (identities, None),
         Err(error) => (Vec::new(), Some(Finding::unseen(&exit::text(&error)))),
     };
     let scope = Scope { file: file.as_deref(), identities: &identities, users, lanes: &args.lanes };
-    let mut findings = doctor::examine(&settings, &scope).await.map_err(|error| {
-        let exit = match &error {
-            DoctorError::RabbitMq(error) => broker_exit(error.retry(), error.is_permission()),
-            DoctorError::Redis(error) => broker_exit(error.retry(), error.is_permission()),
-            DoctorError::Fault(fault) => broker_exit(fault.retry(), fault.is_permission()),
-        };
-        Coded::new(exit, anyhow::Error::from(error).context("failed to"))
-    })?;
+    let examined = doctor::examine(&settings, &scope).await;
+    let mut findings =
+        examined.map_err(|error| Coded::new(exit_of(&error), anyhow::Error::from(error).context("failed to")))?;
     findings.extend(unseen);
     if args.json {
         let text = serde_json::to_string_pretty(&findings).context("failed to write JSON")?;
@@ -45,6 +40,15 @@ pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Resu
         out::text(&report(&findings))?;
     }
     Ok(if findings.iter().any(|finding| finding.serious) { Exit::Unfit } else { Exit::Done })
+}
+
+fn exit_of(error: &DoctorError) -> Exit {
+    match error {
+        DoctorError::RabbitMq(error) => broker_exit(error.retry(), error.is_permission()),
+        DoctorError::Redis(error) => broker_exit(error.retry(), error.is_permission()),
+        DoctorError::Fault(fault) => broker_exit(fault.retry(), fault.is_permission()),
+        DoctorError::User { source, .. } => exit_of(source),
+    }
 }
 
 fn report(findings: &[Finding]) -> String {

@@ -8,8 +8,8 @@ use std::{
 
 use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Consumer, ExchangeKind,
-    options::{BasicCancelOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    BasicProperties, Channel, Consumer,
+    options::{BasicCancelOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
 use tokio::time::{Instant, sleep, timeout_at};
@@ -55,14 +55,14 @@ pub(super) async fn look(
     seen.found.extend(intake::look(settings, url).await?);
     seen.found.extend(leftover::look(&link, settings, scope.lanes).await?);
     for (who, user) in scope.users.given() {
-        seen.found.extend(proof::prove(settings, who, user).await?);
+        seen.found.extend(proof::prove(settings, who, user).await.map_err(|error| who.failed(error))?);
     }
     seen.listened = match beats {
         Beats::Heard(mut beats) => {
             hear(&mut beats, settings, &mut seen.workers, begun).await;
             true
         }
-        Beats::None => !has_exchange(&link, celery::EVENTS).await?,
+        Beats::None => !wire::has_exchange(&link, celery::EVENTS).await?,
         Beats::Refused => false,
     };
     // Last, because a heartbeat makes a worker known, too; it is no answer.
@@ -115,20 +115,6 @@ async fn count(link: &Link, queue: &str) -> Result<Option<lapin::Queue>, Fault> 
     }
 }
 
-/// Whether there is an exchange of this name.
-async fn has_exchange(link: &Link, exchange: &str) -> Result<bool, Fault> {
-    let channel = wire::open(link).await?;
-    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    let there = channel.exchange_declare(exchange.into(), ExchangeKind::Direct, passive, FieldTable::default());
-    match within("find an exchange", there).await {
-        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(false),
-        there => {
-            let _ = channel.close(200, "done".into()).await;
-            there.map(|()| true)
-        }
-    }
-}
-
 async fn gates(channel: &Channel) -> Result<Vec<census::Answer>, Fault> {
     let (queue, mut answers) = wire::listen(channel, "ask all gates").await?;
     let question = BasicProperties::default().with_reply_to(queue).with_type("who".into());
@@ -148,7 +134,7 @@ async fn gates(channel: &Channel) -> Result<Vec<census::Answer>, Fault> {
 
 /// Asks all of Celery's workers everything at once.
 async fn ask(link: &Link, workers: &mut Workers) -> Result<(), Fault> {
-    if !has_exchange(link, PIDBOX).await? {
+    if !wire::has_exchange(link, PIDBOX).await? {
         // No worker has ever been here.
         return Ok(());
     }

@@ -54,7 +54,7 @@ pub(super) async fn look(
     }
     seen.found.extend(leftover::look(&mut connection, settings, &seen.workers).await?);
     for (who, user) in scope.users.given() {
-        seen.found.extend(proof::prove(settings, who, user).await?);
+        seen.found.extend(proof::prove(settings, who, user).await.map_err(|error| who.failed(error))?);
     }
     if seen.listened {
         hear(&mut published, settings, &mut seen.workers, begun).await;

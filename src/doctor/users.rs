@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::Finding;
+use super::{DoctorError, Finding};
 use crate::settings::{
     BrokerUrl,
     broker_url::{AmqpUrl, RedisEndpoint, UrlProblem},
@@ -22,23 +22,39 @@ pub struct Users {
     pub producer: Option<BrokerUrl>,
 }
 
-/// A variable is no broker URL.
+/// A variable is no URL of this broker.
 #[derive(Debug, thiserror::Error)]
-#[error("read {variable}: {problem}")]
-pub struct UserProblem {
-    variable: &'static str,
-    problem: UrlProblem,
+pub enum UserProblem {
+    /// It is no broker URL at all.
+    #[error("read {variable}: {problem}")]
+    NoUrl {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong with it; nothing of it is in this.
+        problem: UrlProblem,
+    },
+    /// One of RabbitMQ and Redis is meant here, and the other there.
+    #[error("use {variable}: it is for another kind of broker than broker.url")]
+    OtherBroker {
+        /// Its name.
+        variable: &'static str,
+    },
 }
 
 impl Users {
     /// Reads both variables; an empty one is as one that is not there.
     ///
     /// # Errors
-    /// One of them is no broker URL. Nothing of it is in the error.
-    pub fn from_env(env: &BTreeMap<String, String>) -> Result<Self, UserProblem> {
+    /// One of them is no URL of this kind of broker. Nothing of it is in the error.
+    pub fn from_env(env: &BTreeMap<String, String>, brokers: &[BrokerUrl]) -> Result<Self, UserProblem> {
+        let is_redis = brokers.iter().any(|url| url.as_redis().is_some());
         let read = |variable: &'static str| {
-            let text = env.get(variable).filter(|text| !text.is_empty());
-            text.map(|text| BrokerUrl::parse(text).map_err(|problem| UserProblem { variable, problem })).transpose()
+            let Some(text) = env.get(variable).filter(|text| !text.is_empty()) else { return Ok(None) };
+            match BrokerUrl::parse(text) {
+                Ok(url) if url.as_redis().is_some() != is_redis => Err(UserProblem::OtherBroker { variable }),
+                Ok(url) => Ok(Some(url)),
+                Err(problem) => Err(UserProblem::NoUrl { variable, problem }),
+            }
         };
         Ok(Self { worker: read(WORKER_URL)?, producer: read(PRODUCER_URL)? })
     }
@@ -58,6 +74,15 @@ pub(super) enum Who {
 }
 
 impl Who {
+    /// The rights of a user of this kind could not be tried.
+    pub(super) fn failed(self, error: DoctorError) -> DoctorError {
+        let variable = match self {
+            Self::Worker => WORKER_URL,
+            Self::Producer => PRODUCER_URL,
+        };
+        DoctorError::User { variable, source: Box::new(error) }
+    }
+
     /// A user of this kind was not refused something.
     pub(super) fn not_refused(self, user: &str, what: &str) -> Finding {
         let who = match self {
@@ -121,9 +146,12 @@ mod tests {
     #[test]
     fn a_variable_that_is_no_url_is_named_and_not_shown() {
         let env = |value: &str| BTreeMap::from([(WORKER_URL.to_owned(), value.to_owned())]);
-        assert_eq!(Users::from_env(&env("")).unwrap(), Users::default());
-        assert!(Users::from_env(&env("amqp://w:secret@h//")).unwrap().worker.is_some());
-        let said = Users::from_env(&env("hunter2@h")).unwrap_err().to_string();
-        assert!(said.contains(WORKER_URL) && !said.contains("hunter2"), "{said}");
+        let broker = [BrokerUrl::parse("amqp://h//").unwrap()];
+        assert_eq!(Users::from_env(&env(""), &broker).unwrap(), Users::default());
+        assert!(Users::from_env(&env("amqp://w:secret@h//"), &broker).unwrap().worker.is_some());
+        for wrong in ["hunter2@h", "redis://w:hunter2@h/0"] {
+            let said = Users::from_env(&env(wrong), &broker).unwrap_err().to_string();
+            assert!(said.contains(WORKER_URL) && !said.contains("hunter2"), "{said}");
+        }
     }
 }

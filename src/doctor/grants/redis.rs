@@ -19,80 +19,20 @@ use crate::{
 };
 
 /// What kombu's client does on every connection.
-const CONNECT: &[&str] = &["+ping", "+select"];
+const CONNECT: &str = "+ping +select";
 /// Pushing to a queue, and declaring it (kombu/transport/redis.py, `_put`, `_size`, `_queue_bind`, `get_table`).
-const PUBLISH: &[&str] = &["+lpush", "+llen", "+sadd", "+smembers", "+multi", "+exec", "+discard"];
-/// What a worker does beside that: taking (BRPOP), keeping what is not acknowledged (QoS), restoring it under a lock, its
-/// mailbox, its events.
-const CONSUME: &[&str] = &[
-    "+brpop",
-    "+rpop",
-    "+rpush",
-    "+del",
-    "+exists",
-    "+pexpire",
-    "+srem",
-    "+hset",
-    "+hget",
-    "+hdel",
-    "+zadd",
-    "+zrem",
-    "+zrange",
-    "+zrevrangebyscore",
-    "+set",
-    "+get",
-    "+watch",
-    "+unwatch",
-    "+evalsha",
-    "+script|load",
-    "+time",
-    "+publish",
-    "+subscribe",
-    "+psubscribe",
-    "+unsubscribe",
-    "+punsubscribe",
-];
+const PUBLISH: &str = "+lpush +llen +sadd +smembers +multi +exec +discard";
+/// What a worker does beside that, in this order: it takes, keeps what is not acknowledged, restores it under a lock, keeps its
+/// mailbox's binding alive and sweeps dead ones, hears commands and sends events.
+const CONSUME: &str = "+brpop +rpop +rpush +hset +hget +hdel +zadd +zrem +zrange +zrevrangebyscore +watch +unwatch \
+                       +set +get +del +evalsha +script|load +script|exists \
+                       +time +zrangebyscore +exists +pexpire +srem \
+                       +publish +subscribe +psubscribe +unsubscribe +punsubscribe";
 /// The gate's scripts and what is in them, its facts, and what `events` and `doctor` read.
-const GATE: &[&str] = &[
-    "+ping",
-    "+select",
-    "+info",
-    "+role",
-    "+client|setname",
-    "+client|tracking",
-    "+client|list",
-    "+evalsha",
-    "+script|load",
-    "+get",
-    "+set",
-    "+del",
-    "+incr",
-    "+pexpire",
-    "+pttl",
-    "+llen",
-    "+lindex",
-    "+lmove",
-    "+rename",
-    "+rpop",
-    "+sadd",
-    "+srem",
-    "+smembers",
-    "+scard",
-    "+xadd",
-    "+xlen",
-    "+xrange",
-    "+xrevrange",
-    "+xread",
-    "+time",
-    "+multi",
-    "+exec",
-    "+publish",
-    "+subscribe",
-    "+psubscribe",
-    "+unsubscribe",
-    "+punsubscribe",
-    "+scan",
-];
+const GATE: &str = "+ping +select +info +role +client|setname +client|tracking +client|list +evalsha +script|load \
+                    +get +set +del +incr +pexpire +pttl +llen +lindex +lmove +rename +rpop +sadd +srem +smembers +scard \
+                    +multi +exec +publish +subscribe +psubscribe +unsubscribe +punsubscribe \
+                    +xadd +xlen +xrange +xrevrange +xread +time +scan";
 
 pub(super) fn grants(settings: &Settings, url: Option<&RedisUrl>) -> (Vec<String>, Vec<Grant>) {
     let names = Names { broker: &settings.broker, db: url.map_or(0, |url| url.db) };
@@ -167,9 +107,10 @@ fn of_worker(names: &Names<'_>, worker: &Worker, feed: &Feed) -> Grant {
     rules.extend(["unacked", "unacked_index", "unacked_mutex"].map(|key| names.key("~", key)));
     rules.extend(names.queue("~", &format!("{node}.{PIDBOX}")));
     rules.extend(names.bindings("~", PIDBOX));
+    // Every worker sweeps the bindings of queues that expire: mailboxes, and those of Celery's inspectors and event receivers.
     rules.push(names.key("~", "_kombu.binding_deadlines"));
+    rules.extend([REPLIES, EVENTS].iter().flat_map(|exchange| names.bindings("~", exchange)));
     // Answers: to Celery's own inspectors, and to gates.
-    rules.push(names.key("%R~", &format!("_kombu.binding.{REPLIES}")));
     let prefix = glob(&names.broker.global_keyprefix);
     rules.push(format!("%W~{prefix}*.{REPLIES}"));
     rules.push(format!("%W~{prefix}worker-gate.answers.*"));
@@ -218,8 +159,8 @@ fn of_gate(names: &Names<'_>, settings: &Settings, url: Option<&RedisUrl>) -> Gr
     Grant { notes, line: set_user(&gate_user(url.and_then(|url| url.user.as_deref())), rules) }
 }
 
-fn words(lists: &[&[&str]]) -> Vec<String> {
-    lists.iter().copied().flatten().map(|word| (*word).to_owned()).collect()
+fn words(lists: &[&str]) -> Vec<String> {
+    lists.iter().flat_map(|list| list.split_whitespace()).map(str::to_owned).collect()
 }
 
 /// `reset` first: the rules are all that the user has, whatever it had before.

@@ -13,7 +13,7 @@ use crate::{
     amqp::Link,
     edge::{
         celery::{self, REPLIES},
-        fault::{Fault, within},
+        fault::{Fault, is_refusal, within},
     },
 };
 
@@ -33,6 +33,20 @@ pub(crate) async fn publishing(link: &Link) -> Result<Channel, Fault> {
     match opened.await {
         Err(Fault::Silent { .. }) => Err(Fault::Blocked),
         opened => opened,
+    }
+}
+
+/// Whether there is an exchange of this name.
+pub(crate) async fn has_exchange(link: &Link, exchange: &str) -> Result<bool, Fault> {
+    let channel = open(link).await?;
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let declare = channel.exchange_declare(exchange.into(), ExchangeKind::Direct, passive, FieldTable::default());
+    match within("find an exchange", declare).await {
+        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(false),
+        there => {
+            let _ = channel.close(200, "done".into()).await;
+            there.map(|()| true)
+        }
     }
 }
 

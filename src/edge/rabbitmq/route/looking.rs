@@ -38,7 +38,7 @@ pub(crate) async fn intake(
 ) -> Result<Option<Fault>, Fault> {
     let names = Names::new(worker, intake, None);
     let topology = Topology { names: &names, worker, intake, vhost, user };
-    if !is_there(link, &names.intake).await? {
+    if !wire::has_exchange(link, names.intake.as_str()).await? {
         return if intake.kind == IntakeType::ConsistentHash { plugin(link).await } else { Ok(None) };
     }
     let is_plain = match topology.intake(link).await {
@@ -47,7 +47,7 @@ pub(crate) async fn intake(
         Err(fault) => return Err(fault),
     };
     let key = intake.keys.first().map_or("", String::as_str);
-    if !is_there(link, &names.intake_held).await? {
+    if !wire::has_exchange(link, names.intake_held.as_str()).await? {
         return Ok(Some(topology.not_held(key, "there is no such exchange")));
     }
     if is_plain {
@@ -58,19 +58,6 @@ pub(crate) async fn intake(
         IntakeType::Direct => topology.prove_policy(link).await,
         // Somebody's pattern may match any key, and a probe would come to that worker. The gate proves it before it opens.
         IntakeType::Topic | IntakeType::ConsistentHash => Ok(None),
-    }
-}
-
-async fn is_there(link: &Link, exchange: &ShortString) -> Result<bool, Fault> {
-    let channel = wire::open(link).await?;
-    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    let declare = channel.exchange_declare(exchange.clone(), ExchangeKind::Direct, passive, FieldTable::default());
-    match within("find an exchange", declare).await {
-        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(false),
-        there => {
-            let _ = channel.close(200, "done".into()).await;
-            there.map(|()| true)
-        }
     }
 }
 
