@@ -20,6 +20,7 @@ mod log;
 mod out;
 mod prepare;
 pub mod profile;
+pub mod rehome;
 mod run;
 pub mod status;
 
@@ -93,13 +94,16 @@ pub enum Command {
         /// Only entries of this worker
         #[arg(long, value_name = "W")]
         worker: Option<String>,
+        /// Only the tasks that quarantined workers had already started or prefetched, one a line
+        #[arg(long, conflicts_with = "verify")]
+        exposed: bool,
     },
-    /// Look for ways round the gate, and say how to mend each; 1 if there is one
-    Doctor {
-        /// One JSON array of findings
-        #[arg(long)]
-        json: bool,
-    },
+    /// Look for ways round the gate and for weak settings, and say how to mend each; 1 if one is serious
+    #[command(after_help = doctor::HELP)]
+    Doctor(DoctorArgs),
+    /// Give what is held for a worker that is gone for good to another one, in order and counted; 1 if the worker is not gone,
+    /// or something is left
+    Rehome(rehome::RehomeArgs),
     /// The settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -108,6 +112,20 @@ pub enum Command {
         /// Whose script
         shell: clap_complete::Shell,
     },
+}
+
+/// `doctor …`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// One JSON array of findings
+    #[arg(long)]
+    json: bool,
+    /// Print the rights that workers, producers and the gate need, as commands to run, and look at nothing else
+    #[arg(long, conflicts_with_all = ["json", "lanes"])]
+    grants: bool,
+    /// A lane that no settings name any more: whether something waits in it, or is held for it. Can be given often
+    #[arg(long = "lane", value_name = "QUEUE")]
+    lanes: Vec<String>,
 }
 
 /// `profile …`
@@ -248,8 +266,10 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Events { json, kind, worker, since } => {
             runtime()?.block_on(events_command(context, json, events::Filter { kind, worker, since }))
         }
-        Command::Audit { verify, worker } => audit_command(context, verify, worker.as_deref()),
-        Command::Doctor { json } => runtime()?.block_on(doctor::doctor(context, json)),
+        Command::Audit { verify, worker, exposed } => audit_command(context, verify, worker.as_deref(), exposed),
+        Command::Doctor(args) if args.grants => doctor::grants(context),
+        Command::Doctor(args) => runtime()?.block_on(doctor::doctor(context, &args)),
+        Command::Rehome(args) => runtime()?.block_on(rehome::rehome(context, args)),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => completions::run(shell),
     }
@@ -312,12 +332,17 @@ fn profile_command(context: &Context, command: &ProfileCommand) -> anyhow::Resul
     Ok(said.exit)
 }
 
-fn audit_command(context: &Context, verify: bool, worker: Option<&str>) -> anyhow::Result<Exit> {
+fn audit_command(context: &Context, verify: bool, worker: Option<&str>, exposed: bool) -> anyhow::Result<Exit> {
     let settings = context.settings()?.settings;
     let path = settings.gate.state_dir.join(crate::report::audit::FILE_NAME);
     let mut stdout = std::io::stdout();
-    let outcome =
-        if verify { audit::verify(&path, &mut stdout) } else { audit::list(&path, worker, &mut stdout).map(|()| true) };
+    let outcome = if verify {
+        audit::verify(&path, &mut stdout)
+    } else if exposed {
+        audit::exposed(&path, worker, &mut stdout).map(|()| true)
+    } else {
+        audit::list(&path, worker, &mut stdout).map(|()| true)
+    };
     match outcome {
         Ok(true) => Ok(Exit::Done),
         Ok(false) => Ok(Exit::Unfit),

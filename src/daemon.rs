@@ -324,7 +324,7 @@ fn log(fact: &Fact) {
     let (worker, kind, reason) = (&record.worker_name, type_of(fact.kind), record.reason.as_ref());
     let (detail, remedy) = reason.map_or(("", ""), |reason| (reason.detail.as_str(), reason.remedy.as_str()));
     match fact.kind {
-        FactKind::WorkerQuarantined | FactKind::WorkerBypass => {
+        FactKind::WorkerQuarantined | FactKind::WorkerBypass | FactKind::WorkerRecycled => {
             tracing::warn!(%worker, latency_ms = record.latency_ms, remedy, "{kind}: {detail}");
         }
         FactKind::WorkerAdmitted | FactKind::WorkerHeld => tracing::info!(%worker, "{kind}: {detail}"),

@@ -15,11 +15,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod bypass;
 pub(crate) mod celery;
 pub mod fault;
 pub mod links;
 pub mod rabbitmq;
+mod recycle;
 pub mod redis;
+pub mod rehome;
 
 use fault::Fault;
 use links::{Connect, LinkState};

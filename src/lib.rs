@@ -16,10 +16,11 @@
 //!
 //! A newcomer reads [`model`] (the words), [`verdict`] (the decision), [`daemon`] (the loop), then [`edge`] and the
 //! edge of interest: [`edge::rabbitmq`] (a route inside the broker, or a shared queue that the gate feeds from) or
-//! [`edge::redis`] (the same by scripts). The rest are rooms of their own: [`probe`] runs checks as the worker's user and knows what
-//! their tools are made of, [`watch`] tells when a file changes, [`profile`] reads and merges the managed config, [`settings`]
-//! reads and checks the settings, [`report`] tells what happened, [`cli`] is the command line, [`doctor`]
-//! looks for ways round the gate, [`amqp`] and [`redis`] make connections.
+//! [`edge::redis`] (the same by scripts); [`edge::rehome`] gives what is held for a worker that is gone to another one. The
+//! rest are rooms of their own: [`probe`] runs checks as the worker's user and knows what their tools are made of, [`watch`]
+//! tells when a file changes, [`profile`] reads and merges the managed config, [`settings`] reads and checks the settings,
+//! [`report`] tells what happened, [`cli`] is the command line, [`doctor`] looks for ways round the gate, [`amqp`] and
+//! [`redis`] make connections.
 //!
 //! # What is absent
 //!

@@ -12,7 +12,8 @@ use serde::{Serialize, Serializer};
 mod record;
 
 pub use record::{
-    CheckRecord, Exposed, ExposedTask, Fact, FactKind, Image, ImageState, Readmission, Record, Tool, VersionChange,
+    CheckRecord, Exposed, ExposedTask, Fact, FactKind, Image, ImageState, Readmission, Record, Since, Tool,
+    VersionChange,
 };
 
 /// A Celery node name such as `codex-0@host-1`. Never empty; cheap to clone.
@@ -79,6 +80,14 @@ pub struct Now {
     pub mono: Mono,
     /// The clock that people read.
     pub wall: Timestamp,
+}
+
+impl Now {
+    /// What the clock on the wall showed at this earlier moment, if nobody has set it since.
+    pub fn wall_of(self, earlier: Mono) -> Timestamp {
+        let age = jiff::SignedDuration::try_from(self.mono.since(earlier)).unwrap_or_default();
+        self.wall.checked_sub(age).unwrap_or(self.wall)
+    }
 }
 
 /// What one check said.
@@ -169,6 +178,10 @@ pub enum Code {
     BrokerRefused,
     /// Messages came to the lane past the shut edge.
     Bypass,
+    /// A quarantined worker was asked to start anew, and did.
+    Recycled,
+    /// A quarantined worker was asked to start anew, and did not, or not yet.
+    NotRecycled,
     /// The gate is stopping.
     Stopping,
 }
@@ -223,14 +236,49 @@ pub enum EdgeReport {
         account: Account,
         /// For a shut: what the worker already had.
         exposed: Option<Exposed>,
+        /// The broker takes no messages for now, so what is left cannot be moved.
+        blocked: bool,
     },
-    /// Messages reached the lane past the shut edge and were taken back.
-    Bypass {
-        /// How many since the last such report.
-        messages: u64,
-        /// By which exchange and key they came, each once.
-        ways: Vec<String>,
+    /// What waits is still being moved; `None` when it no longer is.
+    Moving(Option<Account>),
+    /// Messages reached the lane past the shut edge and were taken back; how, each way once.
+    Bypass(Vec<Way>),
+    /// A worker that was quarantined was asked to start anew, and this became of it.
+    Recycled(Recycled),
+}
+
+/// A way past the shut edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// By which exchange and key, for people.
+    pub by: String,
+    /// What to change so that nothing comes by it any more.
+    pub remedy: String,
+    /// How many messages came by it since the last report; 0 if it was undone before one did.
+    pub messages: u64,
+}
+
+/// What became of a worker that was asked to start anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recycled {
+    /// It has stopped, and consumes its lane again.
+    Back {
+        /// How it was asked.
+        by: String,
+        /// From the request until it stopped consuming.
+        stopped: Duration,
+        /// From then on until it consumed again.
+        away: Duration,
     },
+    /// It has stopped, and not come back yet.
+    Away {
+        /// How it was asked.
+        by: String,
+        /// For how long.
+        away: Duration,
+    },
+    /// It still consumes, or nobody could ask it; why.
+    Stays(String),
 }
 
 /// How a check's last command ended.

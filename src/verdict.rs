@@ -24,6 +24,7 @@ use crate::model::{
     WorkerName,
 };
 
+mod bypass;
 mod evidence;
 mod flap;
 mod reason;

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::line::line;
+use super::line::{line, text, time, word};
 use crate::report::audit::{self, ReadError, Summary, VerifyError};
 
 /// Why the audit log cannot be shown.
@@ -33,6 +33,43 @@ pub fn list(path: &Path, worker: Option<&str>, out: &mut dyn Write) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Writes one line for each task that a worker had started or prefetched when it was quarantined, oldest quarantine first;
+/// with `worker`, only those of this worker. Where it is not known what the worker had, a line says why.
+///
+/// # Errors
+/// At the first line that is no entry.
+pub fn exposed(path: &Path, worker: Option<&str>, out: &mut dyn Write) -> Result<(), AuditCommandError> {
+    for entry in audit::read(path)? {
+        let fields = entry?.fields;
+        let is_meant = worker.is_none_or(|worker| fields.get("worker_name").and_then(Value::as_str) == Some(worker));
+        let Some(exposed) = fields.get("exposed").filter(|_| is_meant) else { continue };
+        let reason = fields.get("reason").and_then(Value::as_object);
+        let code = reason.map_or_else(|| "-".to_owned(), |reason| text(reason, "code"));
+        let head = format!("{}  {}  {code}", time(&fields), text(&fields, "worker_name"));
+        match exposed.get("tasks").and_then(Value::as_array) {
+            Some(tasks) => {
+                for task in tasks.iter().filter_map(Value::as_object) {
+                    let state = if task.get("active") == Some(&Value::Bool(true)) { "running" } else { "waiting" };
+                    let [id, name, started, since] =
+                        ["id", "name", "started_at", "since"].map(|field| text(task, field));
+                    writeln!(out, "{head}  {state}  {id}  {name}  started {started}  {}", doubt(&since))?;
+                }
+            }
+            None => writeln!(out, "{head}  unknown: {}", exposed.get("unknown").map(word).unwrap_or_default())?,
+        }
+    }
+    Ok(())
+}
+
+/// Since when a task is in doubt, for people.
+fn doubt(since: &str) -> &'static str {
+    match since {
+        "before" => "before the last good evidence",
+        "evidence" => "since the last good evidence",
+        _ => "since the drift was seen",
+    }
 }
 
 /// Follows the hash chain and says what was found. `Ok(true)` if it holds (exit code 0), `Ok(false)` if not (1).
@@ -93,6 +130,33 @@ mod tests {
             fit: every required check passed\n";
         assert_eq!(one, expected);
         assert_eq!(told(&path, Some("codex")), "", "the name is not a prefix");
+    }
+
+    #[test]
+    fn every_exposed_task_is_one_line_with_its_id_its_start_and_why_it_is_in_doubt() {
+        let (_dir, path) = log();
+        let entry = |worker: &str, exposed: &str| {
+            format!(
+                r#"{{"worker_name":"{worker}","timestamp":1795341600.25,"reason":{{"code":"profile_drifted"}},"exposed":{exposed}}}"#
+            )
+        };
+        let tasks = r#"{"tasks":[{"id":"7f","name":"app.build","active":true,"started_at":"2026-11-22T09:59:58Z","since":"evidence"},
+            {"id":"80","name":"app.build","active":false,"started_at":null,"since":"drift"}]}"#;
+        let tasks = tasks.replace('\n', "");
+        let lines = [entry("codex-0", &tasks), entry("codex-1", r#"{"unknown":"no answer"}"#)].join("\n");
+        fs::write(&path, fs::read_to_string(&path).unwrap() + &lines + "\n").unwrap();
+        let told = |worker| {
+            let mut out = Vec::new();
+            exposed(&path, worker, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let head = "2026-11-22T10:00:00.250Z  codex-0  profile_drifted";
+        let expected = format!(
+            "{head}  running  7f  app.build  started 2026-11-22T09:59:58Z  since the last good evidence\n\
+             {head}  waiting  80  app.build  started -  since the drift was seen\n"
+        );
+        assert_eq!(told(Some("codex-0")), expected);
+        assert!(told(None).ends_with("codex-1  profile_drifted  unknown: no answer\n"), "{}", told(None));
     }
 
     #[test]

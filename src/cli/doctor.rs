@@ -2,20 +2,38 @@
 
 use anyhow::Context as _;
 
-use super::{Coded, Context, Exit, out, run::broker_exit};
-use crate::doctor::{DoctorError, Finding, examine};
+use super::{Coded, Context, DoctorArgs, Exit, exit, out, prepare, run::broker_exit};
+use crate::{
+    doctor::{self, DoctorError, Finding, Scope, users::Users},
+    settings::Loaded,
+};
 
-pub(super) async fn doctor(context: &Context, json: bool) -> anyhow::Result<Exit> {
-    let settings = context.settings()?.settings;
-    let findings = examine(&settings).await.map_err(|error| {
-        let exit = match &error {
-            DoctorError::RabbitMq(error) => broker_exit(error.retry(), error.is_permission()),
-            DoctorError::Redis(error) => broker_exit(error.retry(), error.is_permission()),
-            DoctorError::Fault(fault) => broker_exit(fault.retry(), fault.is_permission()),
-        };
-        Coded::new(exit, anyhow::Error::from(error).context("failed to"))
-    })?;
-    if json {
+/// What `--help` says beside the flags.
+pub(super) const HELP: &str = "\
+To have it tried whether a worker's or a producer's user is refused what it must be refused, put that user's broker URL into \
+the environment: WORKER_GATE_WORKER_URL, WORKER_GATE_PRODUCER_URL. Nothing is consumed, published or changed by that. Which \
+rights are enough: worker-gate doctor --grants.";
+
+/// Prints every line; asks nobody.
+pub(super) fn grants(context: &Context) -> anyhow::Result<Exit> {
+    out::text(&doctor::grants(&context.settings()?.settings))?;
+    Ok(Exit::Done)
+}
+
+pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Result<Exit> {
+    let Loaded { settings, file, .. } = context.settings()?;
+    let users = Users::from_env(&context.source.env, &settings.broker.urls)
+        .map_err(|problem| Coded::new(Exit::Usage, anyhow::Error::from(problem).context("failed to")))?;
+    let (identities, unseen) = match prepare::identities(context, &settings) {
+        Ok(identities) => (identities, None),
+        Err(error) => (Vec::new(), Some(Finding::unseen(&exit::text(&error)))),
+    };
+    let scope = Scope { file: file.as_deref(), identities: &identities, users, lanes: &args.lanes };
+    let examined = doctor::examine(&settings, &scope).await;
+    let mut findings =
+        examined.map_err(|error| Coded::new(exit_of(&error), anyhow::Error::from(error).context("failed to")))?;
+    findings.extend(unseen);
+    if args.json {
         let text = serde_json::to_string_pretty(&findings).context("failed to write JSON")?;
         out::text(&format!("{text}\n"))?;
     } else {
@@ -24,9 +42,18 @@ pub(super) async fn doctor(context: &Context, json: bool) -> anyhow::Result<Exit
     Ok(if findings.iter().any(|finding| finding.serious) { Exit::Unfit } else { Exit::Done })
 }
 
+fn exit_of(error: &DoctorError) -> Exit {
+    match error {
+        DoctorError::RabbitMq(error) => broker_exit(error.retry(), error.is_permission()),
+        DoctorError::Redis(error) => broker_exit(error.retry(), error.is_permission()),
+        DoctorError::Fault(fault) => broker_exit(fault.retry(), fault.is_permission()),
+        DoctorError::User { source, .. } => exit_of(source),
+    }
+}
+
 fn report(findings: &[Finding]) -> String {
     if findings.is_empty() {
-        return "nothing found: no way round the gate that the broker or a worker tells of\n".to_owned();
+        return "nothing found: no way round the gate that the broker, a worker or a file tells of\n".to_owned();
     }
     let line = |finding: &Finding| {
         let weight = if finding.serious { "serious" } else { "warning" };

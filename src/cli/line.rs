@@ -17,6 +17,9 @@ pub(super) fn line(event: &Map<String, Value>) -> String {
         let [before, moved, left, taken] = ["before", "moved", "left", "taken"].map(count);
         parts.push(format!("{before} waiting: {moved} moved, {left} left, {taken} taken"));
     }
+    if event.get("broker_blocked").and_then(Value::as_bool) == Some(true) {
+        parts.push("broker_blocked: RabbitMQ takes no messages; what is left moves when it does".to_owned());
+    }
     parts.extend(exposed(event));
     if let Some(reason) = event.get("reason").and_then(Value::as_object) {
         parts.push(format!("{}: {}", text(reason, "code"), text(reason, "detail")));
@@ -44,7 +47,7 @@ fn exposed(event: &Map<String, Value>) -> Option<String> {
     }
 }
 
-fn time(event: &Map<String, Value>) -> String {
+pub(super) fn time(event: &Map<String, Value>) -> String {
     let seconds = event.get("timestamp").and_then(Value::as_f64).unwrap_or_default();
     let at = SignedDuration::try_from_secs_f64(seconds).ok().and_then(|since| Timestamp::from_duration(since).ok());
     at.map_or_else(|| "?".to_owned(), |at| format!("{at:.3}"))

@@ -28,7 +28,7 @@ pub(super) fn prepare(context: &Context) -> anyhow::Result<(Settings, Vec<Identi
     Ok((settings, identities))
 }
 
-fn identities(context: &Context, settings: &Settings) -> anyhow::Result<Vec<Identity>> {
+pub(super) fn identities(context: &Context, settings: &Settings) -> anyhow::Result<Vec<Identity>> {
     let env = &context.source.env;
     let user = GateUser::current(env.get("HOME").map(PathBuf::from), env.get("PATH").cloned());
     match identity::resolve(&settings.workers, &user) {

@@ -117,6 +117,10 @@ fn table(workers: &[Value], now: Timestamp, out: &mut dyn Write) -> io::Result<(
         let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         writeln!(out, "{}", cells.join("  ").trim_end())?;
         let record = at.checked_sub(1).and_then(|at| records.get(at));
+        if let Some(moving) = record.and_then(|record| record.get("moving")?.as_object()) {
+            let [moved, before] = ["moved", "before"].map(|name| text(moving, name));
+            writeln!(out, "    moving messages: {moved} of {before}")?;
+        }
         let remedy = record.and_then(|record| record.get("reason")?.get("remedy")).map(word).unwrap_or_default();
         if !remedy.is_empty() {
             writeln!(out, "    -> {remedy}")?;

@@ -1,31 +1,36 @@
-//! What can be asked on RabbitMQ: how many consume a queue, all gates, and all of Celery's workers.
+//! What can be asked on RabbitMQ: how many consume a queue, all gates, all of Celery's workers, and how things are declared.
+//! AMQP lists nothing, so whatever the settings do not name is not found here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Consumer,
-    options::{
-        BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueDeclareOptions,
-    },
-    types::{AMQPValue, FieldTable, ShortString},
+    options::{BasicCancelOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{FieldTable, ShortString},
 };
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{DoctorError, Seen};
+use super::{
+    DoctorError, Scope, Seen,
+    told::{self, Question, Workers},
+};
 use crate::{
     amqp::{self, Link},
     edge::{
-        celery,
+        celery::{self, PIDBOX},
         fault::{Fault, is_refusal, within},
-        rabbitmq::census,
+        rabbitmq::{census, wire},
     },
-    settings::Settings,
+    settings::{Settings, broker_url::AmqpUrl},
 };
+
+mod intake;
+mod leftover;
+mod proof;
 
 /// For answers of whoever hears a question; a gate answers from memory, and a worker in 30 ms.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -34,56 +39,88 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(150);
 
-pub(super) async fn look(settings: &Settings, intakes: &BTreeSet<String>) -> Result<Seen, DoctorError> {
+pub(super) async fn look(
+    settings: &Settings,
+    url: &AmqpUrl,
+    scope: &Scope<'_>,
+    intakes: &BTreeSet<String>,
+) -> Result<Seen, DoctorError> {
     let link = amqp::connect(&settings.broker, "worker-gate doctor").await?;
-    let channel = open(&link).await?;
-    let mut seen = Seen { workers: workers(&link).await?, ..Seen::default() };
-    within("ask all gates", census::declare(&channel)).await?;
-    let mut unknown: BTreeMap<&String, i64> = BTreeMap::new();
-    for _ in 0..LOOKS {
-        let gates = gates(&channel).await?;
-        for queue in intakes {
-            let counted = consumers(&link, queue).await?;
-            let known: usize = gates.iter().filter_map(|gate| gate.consumes.get(queue)).sum();
-            let named = seen.workers.values().filter(|queues| queues.contains(queue)).count();
-            let more = i64::from(counted) - i64::try_from(known + named).unwrap_or(i64::MAX);
-            let least = unknown.entry(queue).or_insert(more);
-            *least = more.min(*least);
-        }
-        sleep(PAUSE).await;
+    let mut seen = Seen::default();
+    let beats = heartbeats(&link).await?;
+    let begun = Instant::now();
+    ask(&link, &mut seen.workers).await?;
+    let lanes: BTreeSet<String> = settings.workers.iter().map(|worker| worker.lane.clone()).collect();
+    let beyond = beyond_gates(&link, intakes.union(&lanes)).await?;
+    seen.found.extend(intake::look(settings, url).await?);
+    seen.found.extend(leftover::look(&link, settings, scope.lanes).await?);
+    for (who, user) in scope.users.given() {
+        seen.found.extend(proof::prove(settings, who, user).await.map_err(|error| who.failed(error))?);
     }
-    for (queue, more) in unknown {
+    seen.listened = match beats {
+        Beats::Heard(mut beats) => {
+            hear(&mut beats, settings, &mut seen.workers, begun).await;
+            true
+        }
+        Beats::None => !wire::has_exchange(&link, celery::EVENTS).await?,
+        Beats::Refused => false,
+    };
+    // Last, because a heartbeat makes a worker known, too; it is no answer.
+    for queue in intakes {
+        let named = seen.workers.values().filter(|told| told.consumes(queue)).count();
+        let more = beyond.get(queue).copied().unwrap_or_default() - i64::try_from(named).unwrap_or(i64::MAX);
         if more > 0 {
             let who = if more == 1 { "one consumer more consumes".to_owned() } else { format!("{more} more consume") };
             seen.unknown.insert(queue.clone(), who);
         }
     }
+    seen.lanes = beyond.into_iter().filter(|(queue, _)| lanes.contains(queue)).collect();
     link.close(PATIENCE).await;
     Ok(seen)
 }
 
-async fn open(link: &Link) -> Result<Channel, Fault> {
-    within("open a channel", link.connection().create_channel()).await
+/// How many consume each queue beyond gates, at the least.
+async fn beyond_gates(
+    link: &Link,
+    queues: impl Iterator<Item = &String> + Clone,
+) -> Result<BTreeMap<String, i64>, Fault> {
+    let channel = wire::open(link).await?;
+    within("ask all gates", census::declare(&channel)).await?;
+    let mut beyond = BTreeMap::new();
+    for _ in 0..LOOKS {
+        let gates = gates(&channel).await?;
+        for queue in queues.clone() {
+            let counted = count(link, queue).await?.map_or(0, |queue| queue.consumer_count());
+            let known: usize = gates.iter().filter_map(|gate| gate.consumes.get(queue)).sum();
+            let more = i64::from(counted) - i64::try_from(known).unwrap_or(i64::MAX);
+            let least = beyond.entry(queue.clone()).or_insert(more);
+            *least = more.min(*least);
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(beyond)
 }
 
-/// How many consume a queue; none, if it is not there.
-async fn consumers(link: &Link, queue: &str) -> Result<u32, Fault> {
-    let channel = open(link).await?;
+/// A queue's counts; `None`, if it is not there.
+async fn count(link: &Link, queue: &str) -> Result<Option<lapin::Queue>, Fault> {
+    let channel = wire::open(link).await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     match within("count a queue", channel.queue_declare(queue.into(), options, FieldTable::default())).await {
         Ok(queue) => {
             let _ = channel.close(200, "done".into()).await;
-            Ok(queue.consumer_count())
+            Ok(Some(queue))
         }
-        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(0),
+        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(None),
         Err(fault) => Err(fault),
     }
 }
 
 async fn gates(channel: &Channel) -> Result<Vec<census::Answer>, Fault> {
-    let (queue, mut answers) = listen(channel).await?;
+    let (queue, mut answers) = wire::listen(channel, "ask all gates").await?;
     let question = BasicProperties::default().with_reply_to(queue).with_type("who".into());
-    publish(channel, census::EXCHANGE, b"{}", question).await?;
+    let options = BasicPublishOptions::default();
+    let publish = channel.basic_publish(census::EXCHANGE.into(), ShortString::default(), options, b"{}", question);
+    within("ask all gates", publish).await?;
     let mut gates = Vec::new();
     // The first answers come at once; whoever has not answered a moment after them does not answer.
     let until = Instant::now() + PATIENCE / 2;
@@ -95,47 +132,62 @@ async fn gates(channel: &Channel) -> Result<Vec<census::Answer>, Fault> {
     Ok(gates)
 }
 
-/// Asks all of Celery's workers which queues they consume.
-async fn workers(link: &Link) -> Result<BTreeMap<String, BTreeSet<String>>, Fault> {
-    let channel = open(link).await?;
-    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    let fanout = lapin::ExchangeKind::Fanout;
-    let there = channel.exchange_declare(celery::PIDBOX.into(), fanout, passive, FieldTable::default());
-    match within("find Celery's remote control", there).await {
+/// Asks all of Celery's workers everything at once.
+async fn ask(link: &Link, workers: &mut Workers) -> Result<(), Fault> {
+    if !wire::has_exchange(link, PIDBOX).await? {
         // No worker has ever been here.
-        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => return Ok(BTreeMap::new()),
-        there => there?,
+        return Ok(());
     }
-    let (queue, mut answers) = listen(&channel).await?;
-    let body = celery::question(None, "active_queues", &json!({}), &celery::ticket(), Some(queue.as_str()));
-    let mut headers = FieldTable::default();
-    headers.insert("clock".into(), AMQPValue::LongLongInt(1));
-    headers.insert("expires".into(), AMQPValue::Double(celery::expires()));
-    let properties = BasicProperties::default()
-        .with_content_type("application/json".into())
-        .with_content_encoding("utf-8".into())
-        .with_headers(headers);
-    publish(&channel, celery::PIDBOX, body.as_bytes(), properties).await?;
-    let mut workers = BTreeMap::new();
+    let (ears, mouth) = (wire::open(link).await?, wire::publishing(link).await?);
+    let (queue, mut answers) = wire::hear_celery(&ears).await?;
+    let mut asked = HashMap::new();
+    for question in Question::ALL {
+        let ((method, arguments), ticket) = (question.call(), celery::ticket());
+        let reply_to = Some((celery::REPLIES, queue.as_str()));
+        let body = celery::question(None, method, &arguments, &ticket, reply_to);
+        let posted = wire::ask_celery(&mouth, PIDBOX, &ShortString::default(), &body).await?;
+        within("ask Celery's workers", posted).await?;
+        asked.insert(ticket, question);
+    }
     let until = Instant::now() + PATIENCE;
     while let Ok(Some(Ok(answer))) = timeout_at(until, answers.next()).await {
-        workers.extend(celery::queues(&serde_json::from_slice::<Value>(&answer.data).unwrap_or_default()));
+        if let Some(question) = wire::ticket(&answer.properties).and_then(|ticket| asked.get(&ticket)) {
+            question.answered(&serde_json::from_slice(&answer.data).unwrap_or_default(), workers);
+        }
     }
-    let _ = channel.close(200, "done".into()).await;
-    Ok(workers)
+    let _ = tokio::join!(ears.close(200, "done".into()), mouth.close(200, "done".into()));
+    Ok(())
 }
 
-async fn listen(channel: &Channel) -> Result<(ShortString, Consumer), Fault> {
-    let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let declare = channel.queue_declare(ShortString::default(), own, FieldTable::default());
-    let queue = within("listen for answers", declare).await?.name().clone();
-    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let consume = channel.basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default());
-    Ok((queue, within("listen for answers", consume).await?))
+/// What there is to be heard of heartbeats.
+enum Beats {
+    Heard(Box<Consumer>),
+    /// Where no worker has ever sent an event, there is no exchange for them.
+    None,
+    /// This user may not listen.
+    Refused,
 }
 
-async fn publish(channel: &Channel, exchange: &str, body: &[u8], properties: BasicProperties) -> Result<(), Fault> {
-    let options = BasicPublishOptions::default();
-    let publish = channel.basic_publish(exchange.into(), ShortString::default(), options, body, properties);
-    within("ask", publish).await.map(drop)
+/// Begins to listen to heartbeats.
+async fn heartbeats(link: &Link) -> Result<Beats, Fault> {
+    let doing = "listen to Celery's heartbeats";
+    let channel = wire::open(link).await?;
+    let (queue, beats) = wire::listen(&channel, doing).await?;
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    match within(doing, channel.queue_bind(queue, celery::EVENTS.into(), "worker.#".into(), options, none)).await {
+        Ok(()) => Ok(Beats::Heard(Box::new(beats))),
+        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(Beats::None),
+        Err(Fault::Command { error, .. }) if is_refusal(&error, 403) => Ok(Beats::Refused),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Hears heartbeats until each of these workers that answers has been heard, or time is up.
+async fn hear(beats: &mut Consumer, settings: &Settings, workers: &mut Workers, begun: Instant) {
+    let nodes: BTreeSet<_> = settings.workers.iter().map(|worker| celery::node(&worker.name)).collect();
+    loop {
+        let deadline = told::hear_until(&nodes, workers, begun);
+        let Ok(Some(Ok(event))) = timeout_at(deadline, beats.next()).await else { return };
+        told::heard(&serde_json::from_slice(&event.data).unwrap_or_default(), workers);
+    }
 }

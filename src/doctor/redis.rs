@@ -1,21 +1,30 @@
-//! What can be asked on Redis: all of Celery's workers, and the list of clients. Gates take from an intake by scripts and never
-//! wait at one, so whoever waits at a list is a worker; at which list, Redis does not say.
+//! What can be asked on Redis: all of Celery's workers, the list of clients, and the lists that hold something. Gates take from
+//! an intake by scripts and never wait at one, so whoever waits at a list is a worker; at which list, Redis does not say.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
-use ::redis::{aio::MultiplexedConnection, cmd};
+use ::redis::{PushKind, Value as Reply, aio::MultiplexedConnection, cmd};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{DoctorError, Seen};
+use super::{
+    DoctorError, Scope, Seen,
+    told::{self, Question, Workers},
+};
 use crate::{
-    edge::{celery, fault::Fault},
-    redis::{self, envelope},
+    edge::{
+        celery::{self, EVENTS, PIDBOX, TICKET},
+        fault::Fault,
+    },
+    redis::{self, Pushes, envelope},
     settings::{BrokerUrl, Settings},
 };
+
+mod leftover;
+mod proof;
 
 /// For the answers of workers, which take 30 ms on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -23,26 +32,48 @@ const LOOK: Duration = Duration::from_millis(20);
 /// kombu asks for the next message again every second, so that a worker is not waiting at some moments.
 const LOOKS: u32 = 5;
 
-pub(super) async fn look(settings: &Settings, intakes: &BTreeSet<String>) -> Result<Seen, DoctorError> {
-    let (link, _pushes) = redis::connect(&settings.broker, "worker-gate doctor").await?;
+pub(super) async fn look(
+    settings: &Settings,
+    scope: &Scope<'_>,
+    intakes: &BTreeSet<String>,
+) -> Result<Seen, DoctorError> {
+    let (link, mut published) = redis::connect(&settings.broker, "worker-gate doctor").await?;
     let mut connection = link.connection();
+    let prefix = &settings.broker.global_keyprefix;
     let db = settings.broker.urls.first().and_then(BrokerUrl::as_redis).map_or(0, |url| url.db);
-    let workers = workers(&mut connection, &settings.broker.global_keyprefix, db).await?;
+    let mut seen = Seen::default();
+    let beats = format!("{}*", envelope::fanout_channel(prefix, db, EVENTS, "worker."));
+    // Whoever may not listen knows nothing of heartbeats.
+    seen.listened = connection.psubscribe(beats).await.is_ok();
+    let begun = Instant::now();
+    ask(&mut connection, prefix, db, &mut seen.workers).await?;
     let mut waiting = 0;
     for _ in 0..LOOKS {
         waiting = waiting.max(waiting_clients(&mut connection, db).await?);
         sleep(LOOK * 10).await;
     }
-    let mut unknown = BTreeMap::new();
-    if waiting > workers.len() {
-        let what = format!(
-            "of {waiting} clients that wait for messages in this database only {} are workers that answer over remote control; \
-             another one may consume",
-            workers.len()
-        );
-        unknown.extend(intakes.iter().map(|intake| (intake.clone(), what.clone())));
+    seen.found.extend(leftover::look(&mut connection, settings, &seen.workers).await?);
+    for (who, user) in scope.users.given() {
+        seen.found.extend(proof::prove(settings, who, user).await.map_err(|error| who.failed(error))?);
     }
-    Ok(Seen { workers, unknown })
+    if seen.listened {
+        hear(&mut published, settings, &mut seen.workers, begun).await;
+    }
+    let known = known(settings, &seen.workers);
+    if waiting > known {
+        let what = format!(
+            "{waiting} clients wait for messages in this database, and {known} are workers that are known here; another one \
+             may consume"
+        );
+        seen.unknown.extend(intakes.iter().map(|intake| (intake.clone(), what.clone())));
+    }
+    Ok(seen)
+}
+
+/// How many workers answer, or are named in the settings and were heard: of such a one that it does not answer is said anyway.
+fn known(settings: &Settings, workers: &Workers) -> usize {
+    let nodes: BTreeSet<_> = settings.workers.iter().map(|worker| celery::node(&worker.name)).collect();
+    workers.iter().filter(|(node, told)| told.answers() || told.beats && nodes.contains(*node)).count()
 }
 
 /// How many clients of this database wait at a list.
@@ -58,32 +89,60 @@ async fn waiting_clients(connection: &mut MultiplexedConnection, db: u32) -> Res
     Ok(list.lines().filter(is_waiting).count())
 }
 
-/// Asks all of Celery's workers which queues they consume.
-async fn workers(
+fn failed(doing: &str) -> impl Fn(::redis::RedisError) -> Fault {
+    move |error| Fault::Redis { doing: doing.to_owned(), error: Box::new(error) }
+}
+
+/// Asks all of Celery's workers everything at once.
+async fn ask(
     connection: &mut MultiplexedConnection,
     prefix: &str,
     db: u32,
-) -> Result<BTreeMap<String, BTreeSet<String>>, Fault> {
-    let failed =
-        |error: ::redis::RedisError| Fault::Redis { doing: "ask Celery's workers".to_owned(), error: Box::new(error) };
+    workers: &mut Workers,
+) -> Result<(), Fault> {
+    let failed = failed("ask Celery's workers");
     let reply_to = format!("worker-gate.answers.doctor.{}", uuid::Uuid::new_v4().simple());
     let list = format!("{prefix}{reply_to}");
-    let body = celery::question(None, "active_queues", &json!({}), &celery::ticket(), Some(&reply_to));
     let headers = json!({ "clock": 1, "expires": celery::expires() });
-    let message = envelope::wrap(&body, &headers.as_object().cloned().unwrap_or_default(), celery::PIDBOX, "");
-    let mut publish = cmd("PUBLISH");
-    publish.arg(envelope::fanout_channel(prefix, db, celery::PIDBOX, "")).arg(message);
-    publish.query_async::<i64>(connection).await.map_err(failed)?;
-    let (mut workers, until) = (BTreeMap::new(), Instant::now() + PATIENCE);
+    let headers = headers.as_object().cloned().unwrap_or_default();
+    let mut asked = HashMap::new();
+    for question in Question::ALL {
+        let ((method, arguments), ticket) = (question.call(), celery::ticket());
+        let body = celery::question(None, method, &arguments, &ticket, Some(("", &reply_to)));
+        let mut publish = cmd("PUBLISH");
+        publish.arg(envelope::fanout_channel(prefix, db, PIDBOX, ""));
+        publish.arg(envelope::wrap(&body, &headers, PIDBOX, ""));
+        publish.query_async::<i64>(connection).await.map_err(&failed)?;
+        asked.insert(ticket, question);
+    }
+    let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
-        let answer: Option<Vec<u8>> = cmd("RPOP").arg(&list).query_async(connection).await.map_err(failed)?;
+        let answer: Option<Vec<u8>> = cmd("RPOP").arg(&list).query_async(connection).await.map_err(&failed)?;
         let Some(answer) = answer.and_then(|answer| envelope::unwrap(&answer)) else {
             sleep(LOOK).await;
             continue;
         };
-        workers.extend(celery::queues(&serde_json::from_slice::<Value>(&answer.body).unwrap_or_default()));
+        let ticket = answer.headers.get(TICKET).and_then(Value::as_str).unwrap_or_default();
+        if let Some(question) = asked.get(ticket) {
+            question.answered(&serde_json::from_slice(&answer.body).unwrap_or_default(), workers);
+        }
     }
     // What comes later than this is nobody's.
     let _ = cmd("DEL").arg(&list).query_async::<i64>(connection).await;
-    Ok(workers)
+    Ok(())
+}
+
+/// Hears heartbeats until each of these workers that answers has been heard, or time is up.
+async fn hear(published: &mut Pushes, settings: &Settings, workers: &mut Workers, begun: Instant) {
+    let nodes: BTreeSet<_> = settings.workers.iter().map(|worker| celery::node(&worker.name)).collect();
+    loop {
+        let deadline = told::hear_until(&nodes, workers, begun);
+        let Ok(Some(push)) = timeout_at(deadline, published.recv()).await else { return };
+        if push.kind != PushKind::PMessage {
+            continue;
+        }
+        let Some(Reply::BulkString(text)) = push.data.get(2) else { continue };
+        let Some(event) = envelope::unwrap(text) else { continue };
+        told::heard(&serde_json::from_slice(&event.body).unwrap_or_default(), workers);
+    }
 }

@@ -6,19 +6,24 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::{
     failpoint::Point,
-    model::{Exposed, ExposedTask, WorkerName},
+    model::{Exposed, ExposedTask, Since, WorkerName},
 };
 
 /// The fanout exchange of all mailboxes.
 pub(crate) const PIDBOX: &str = "celery.pidbox";
+/// The exchange for answers, of which every Celery application makes use.
+pub(crate) const REPLIES: &str = "reply.celery.pidbox";
+/// The exchange for events: a topic on RabbitMQ, a fanout on Redis (celery/events/event.py, `get_exchange`).
+pub(crate) const EVENTS: &str = "celeryev";
 /// For a worker to answer. A round trip takes 20 to 30 ms (FACTS.md); a worker whose main process is busy takes longer.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_millis(800);
 /// With this header kombu's answers say what they answer.
-pub(super) const TICKET: &str = "ticket";
+pub(crate) const TICKET: &str = "ticket";
 
 /// A command without an answer.
 #[derive(Debug, Clone, Copy)]
@@ -68,13 +73,13 @@ pub(crate) fn expires() -> f64 {
 }
 
 /// One question, or command, as kombu's pidbox reads it (kombu/pidbox.py), to one node or to all. The answer goes by the
-/// anonymous exchange, straight to the queue `reply_to`.
+/// exchange and key `reply_to`.
 pub(crate) fn question(
     node: Option<&str>,
     method: &str,
     arguments: &Value,
     ticket: &str,
-    reply_to: Option<&str>,
+    reply_to: Option<(&str, &str)>,
 ) -> String {
     json!({
         "method": method,
@@ -83,12 +88,13 @@ pub(crate) fn question(
         "pattern": null,
         "matcher": null,
         TICKET: ticket,
-        "reply_to": reply_to.map(|queue| json!({ "exchange": "", "routing_key": queue })),
+        "reply_to": reply_to.map(|(exchange, key)| json!({ "exchange": exchange, "routing_key": key })),
     })
     .to_string()
 }
 
-/// What a worker has, from its answers to `reserved` and `active`.
+/// What a worker has, from its answers to `reserved` and `active`. `time_start` is in seconds since the epoch, and null for
+/// what was not started (celery/worker/request.py, `info`). Since when a task is in doubt, who knows the evidence says.
 pub(super) fn tasks(reserved: &Value, active: &Value) -> Vec<ExposedTask> {
     let mut tasks = BTreeMap::new();
     for (answer, active) in [(reserved, false), (active, true)] {
@@ -96,7 +102,11 @@ pub(super) fn tasks(reserved: &Value, active: &Value) -> Vec<ExposedTask> {
             answer.as_object().into_iter().flat_map(|nodes| nodes.values()).filter_map(Value::as_array).flatten();
         for task in found {
             let text = |key: &str| task[key].as_str().unwrap_or_default().to_owned();
-            tasks.insert(text("id"), ExposedTask { id: text("id"), name: text("name"), active });
+            let started =
+                task["time_start"].as_f64().and_then(|seconds| SignedDuration::try_from_secs_f64(seconds).ok());
+            let started_at = started.and_then(|since| Timestamp::from_duration(since).ok()).filter(|_| active);
+            let (id, name, since) = (text("id"), text("name"), Since::Drift);
+            tasks.insert(id.clone(), ExposedTask { id, name, active, started_at, since });
         }
     }
     tasks.into_values().collect()
@@ -110,6 +120,12 @@ pub(crate) fn queues(answer: &Value) -> BTreeMap<String, BTreeSet<String>> {
         (node.clone(), queues)
     };
     answer.as_object().into_iter().flatten().map(of).collect()
+}
+
+/// The process that an event of this node names.
+pub(super) fn process(event: &Value, node: &str) -> Option<u32> {
+    let pid = event["pid"].as_u64().filter(|_| event["hostname"].as_str() == Some(node))?;
+    u32::try_from(pid).ok()
 }
 
 /// What is said of a worker that has not answered.

@@ -12,12 +12,15 @@
 //! All workers of a gate are fed in one round trip (`feeder`); when there is something to do, Redis says by itself: the lists
 //! that a round has read are tracked (`CLIENT TRACKING`), so an idle gate asks for nothing.
 
+mod address;
 mod binding;
 mod feed;
 mod feeder;
-mod keys;
+pub(crate) mod keys;
 pub mod links;
 mod presence;
+mod recycling;
+pub(crate) mod rehome;
 mod remote;
 
 pub use feed::Feed;

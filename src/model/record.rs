@@ -27,6 +27,8 @@ pub enum FactKind {
     WorkerVersionChanged,
     /// Messages reached the lane past the shut edge and were taken back.
     WorkerBypass,
+    /// A quarantined worker was asked to start anew (`on_quarantine = "recycle"`); what became of it.
+    WorkerRecycled,
     /// The gate has started.
     GateOnline,
     /// The gate is alive.
@@ -85,9 +87,22 @@ pub struct Record {
     /// For an open or a shut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<Account>,
+    /// For an open or a shut: the broker took no messages at that time, as in a memory or disk alarm, so that what is left
+    /// was moved after it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub broker_blocked: bool,
+    /// While much is still being moved: how far that has come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Account>,
     /// For a quarantine: what the worker already had.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exposed: Option<Exposed>,
+    /// For a quarantine: when its cause was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen_at: Option<Timestamp>,
+    /// For a quarantine: until when everything was proven; what ran since then may have run on what was not fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proven_at: Option<Timestamp>,
     /// From the moment the change was seen to the broker's confirmation of the edge, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<f64>,
@@ -146,6 +161,22 @@ pub struct ExposedTask {
     pub name: String,
     /// Whether it was already running (`active`) or only prefetched (`reserved`).
     pub active: bool,
+    /// When it was started, by the worker's clock; null for one that was only prefetched.
+    pub started_at: Option<Timestamp>,
+    /// Since when it is in doubt.
+    pub since: Since,
+}
+
+/// When a task was started, as far as that matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Since {
+    /// After the cause of the quarantine was seen, or not yet.
+    Drift,
+    /// Before that, but after the last moment for which everything was proven.
+    Evidence,
+    /// Before even that; it was still running when the cause was seen.
+    Before,
 }
 
 /// How long a worker that was quarantined repeatedly waits, however fit it is.

@@ -1,7 +1,9 @@
 //! The reasons that the verdict gives of its own.
 
+use std::time::Duration;
+
 use super::{Policy, evidence::CheckEvidence};
-use crate::model::{Code, ImageReport, ProfileReport, ProfileState, Readmission, Reason};
+use crate::model::{Code, ImageReport, ProfileReport, ProfileState, Readmission, Reason, Recycled, Way};
 
 pub(super) fn starting() -> Reason {
     Reason::new(Code::Starting, "not every required check has passed yet since the gate owns this worker", "")
@@ -114,13 +116,37 @@ pub(super) fn flapping(readmission: &Readmission) -> Reason {
     )
 }
 
-pub(super) fn bypass(messages: u64, ways: &[String]) -> Reason {
-    Reason::new(
-        Code::Bypass,
-        format!(
-            "{messages} messages came to the lane past the shut edge and were taken back; they came by {}",
-            ways.join(", ")
+pub(super) fn bypass(way: Way) -> Reason {
+    let Way { by, remedy, messages } = way;
+    let detail = match messages {
+        0 => format!("the lane could be reached past the shut edge, by {by}; that was undone before a message came"),
+        1 => format!("1 message came to the lane past the shut edge and was taken back; it came by {by}"),
+        _ => format!("{messages} messages came to the lane past the shut edge and were taken back; they came by {by}"),
+    };
+    Reason::new(Code::Bypass, detail, remedy)
+}
+
+pub(super) fn recycled(recycled: Recycled) -> Reason {
+    let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
+    match recycled {
+        Recycled::Back { by, stopped, away } => Reason::new(
+            Code::Recycled,
+            format!(
+                "asked by {by}, the worker stopped consuming after {} and consumes its lane again {} later",
+                seconds(stopped),
+                seconds(away)
+            ),
+            "",
         ),
-        "let producers publish to the intake only, and remove other bindings of the lane (rabbitmqctl list_bindings)",
-    )
+        Recycled::Away { by, away } => Reason::new(
+            Code::NotRecycled,
+            format!("asked by {by}, the worker has stopped consuming, and has not come back for {}", seconds(away)),
+            "none, if it still finishes a task that runs; else see that its supervisor starts it again",
+        ),
+        Recycled::Stays(why) => Reason::new(
+            Code::NotRecycled,
+            format!("the worker could not be made to start anew: {why}"),
+            "restart the worker; its edge is shut meanwhile",
+        ),
+    }
 }

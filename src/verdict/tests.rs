@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Account, Admission, CheckResult, Code, Edge, Failure, Finding, Outcome, ProfileReport, ProfileState, Reason,
+    Account, Admission, CheckResult, Code, Edge, Exposed, ExposedTask, Failure, Finding, Outcome, ProfileReport,
+    ProfileState, Reason, Since,
 };
 
 mod drift;
@@ -169,11 +170,25 @@ fn a_failed_check_shuts_first_and_says_why_once_the_broker_has_confirmed() {
     assert!(!kinds(&step).contains(&FactKind::WorkerQuarantined), "the account is not known yet");
     gate.step(at(302), edge(EdgeReport::Is(shut, at(302).mono)));
     let account = Account { before: 3, moved: 2, left: 0, taken: 1 };
-    let step = gate.step(at(310), edge(EdgeReport::Settled { change: 2, account, exposed: None }));
+    let started = |id: &str, ms: Option<u64>| ExposedTask {
+        id: id.to_owned(),
+        name: "app.build".to_owned(),
+        active: ms.is_some(),
+        started_at: ms.map(|ms| at(ms).wall),
+        since: Since::Drift,
+    };
+    let exposed = [("a", Some(100)), ("b", Some(250)), ("c", Some(305)), ("d", None)];
+    let exposed = Some(Exposed::Tasks(exposed.into_iter().map(|(id, ms)| started(id, ms)).collect()));
+    let step = gate.step(at(310), edge(EdgeReport::Settled { change: 2, account, exposed, blocked: true }));
     assert_eq!(kinds(&step), [FactKind::WorkerQuarantined]);
     let record = step.facts[0].record.clone().unwrap();
     assert_eq!((record.edge, record.account), (Some(Edge::Shut), Some(account)));
     assert_eq!(record.latency_ms, Some(2.0));
+    assert!(record.broker_blocked);
+    assert_eq!((record.seen_at, record.proven_at), (Some(at(300).wall), Some(at(195).wall)));
+    let Some(Exposed::Tasks(tasks)) = &record.exposed else { panic!("{:?}", record.exposed) };
+    let since: Vec<_> = tasks.iter().map(|task| task.since).collect();
+    assert_eq!(since, [Since::Before, Since::Evidence, Since::Drift, Since::Drift]);
     let reason = record.reason.unwrap();
     assert_eq!((reason.code, reason.remedy.as_str()), (Code::CheckFailed, "codex login"));
     assert!(record.failure_message.unwrap().contains("codex login status: exit code 1"));
@@ -226,7 +241,10 @@ fn a_drifted_profile_quarantines_at_once_whatever_fail_after_says() {
 #[test]
 fn evidence_that_is_too_old_quarantines_at_the_moment_that_was_asked_for() {
     let mut gate = admitted(policy(1, 1));
-    gate.step(at(210), edge(EdgeReport::Settled { change: 1, account: Account::default(), exposed: None }));
+    gate.step(
+        at(210),
+        edge(EdgeReport::Settled { change: 1, account: Account::default(), exposed: None, blocked: false }),
+    );
     // An answer of the broker's may leave an earlier moment standing, at which nothing is due any more.
     let step = gate.step(at(211), Input::Tick).wake_at;
     let stale_at = step.unwrap();

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Changes, Policy, Step,
+    bypass::Bypasses,
     evidence::{CheckEvidence, ProfileEvidence},
     fact,
     flap::Flap,
@@ -13,8 +14,8 @@ use super::{
     repair::Repairs,
 };
 use crate::model::{
-    Admission, CheckRecord, Edge, EdgeReport, FactKind, Finding, IdentityId, ImageReport, Mono, Now, Observation,
-    ProfileState, Reason, Record, VersionChange, Wanted, WorkerName,
+    Account, Admission, CheckRecord, Edge, EdgeReport, FactKind, Finding, IdentityId, ImageReport, Mono, Now,
+    Observation, ProfileState, Reason, Record, VersionChange, Wanted, WorkerName,
 };
 
 mod judging;
@@ -39,6 +40,8 @@ struct Pending {
     record: Record,
     change: u64,
     seen: Mono,
+    /// The last moment for which everything was proven.
+    proven: Option<Mono>,
     tell_at: Mono,
 }
 
@@ -61,6 +64,11 @@ pub(super) struct Worker {
     audited: Option<Vec<(String, CheckRecord)>>,
     repairs: Repairs,
     flap: Flap,
+    bypasses: Bypasses,
+    /// How far a long move has come.
+    moving: Option<Account>,
+    /// The last moment for which everything was proven, while it was admitted.
+    proven: Option<Mono>,
     stopping: bool,
 }
 
@@ -83,6 +91,9 @@ impl Worker {
             audited: None,
             repairs: Repairs::default(),
             flap: Flap::default(),
+            bypasses: Bypasses::default(),
+            moving: None,
+            proven: None,
             stopping: false,
         }
     }
@@ -147,6 +158,7 @@ impl Worker {
                 let news = reason.code != self.reason.code;
                 self.ownership = Ownership::Down(reason);
                 self.void();
+                self.moving = None;
                 // The broker shuts the edge by itself; nobody is left to confirm it.
                 self.edge = Edge::Shut;
                 self.edge_at = Some(now.mono);
@@ -174,21 +186,27 @@ impl Worker {
                     self.edge_at = Some(at);
                 }
             }
-            EdgeReport::Settled { change, account, exposed } => {
-                if self.pending.as_ref().is_some_and(|pending| pending.change == change) {
+            EdgeReport::Settled { change, account, exposed, blocked } => {
+                if let Some(pending) = self.pending.as_mut().filter(|pending| pending.change == change) {
+                    pending.record.broker_blocked = blocked;
                     self.tell(now, Some(account), exposed, step);
                 }
             }
-            EdgeReport::Bypass { messages, ways } => {
-                let mut record = self.record(policy);
-                record.reason = Some(reason::bypass(messages, &ways));
-                step.facts.push(fact(FactKind::WorkerBypass, now, record));
+            EdgeReport::Moving(account) => self.moving = account,
+            EdgeReport::Bypass(ways) => {
+                self.bypasses.take(now.mono, ways);
+                self.tell_bypasses(now, policy, step);
+            }
+            EdgeReport::Recycled(recycled) => {
+                let record = Record { reason: Some(reason::recycled(recycled)), ..self.record(policy) };
+                step.facts.push(fact(FactKind::WorkerRecycled, now, record));
             }
         }
     }
 
     pub(super) fn tick(&mut self, now: Now, policy: &Policy, step: &mut Step) {
         self.settle(now, now.mono, policy, step);
+        self.tell_bypasses(now, policy, step);
         if self.pending.as_ref().is_some_and(|pending| now.mono >= pending.tell_at) {
             self.tell(now, None, None, step);
         }
@@ -242,6 +260,9 @@ impl Worker {
         }
         self.admission = admission;
         self.reason = reason;
+        if admission == Admission::Admitted {
+            self.proven = self.proven_at(policy);
+        }
         if !changed {
             return;
         }
@@ -266,6 +287,7 @@ impl Worker {
             record: self.record(policy),
             change: self.wanted.change,
             seen,
+            proven: self.proven,
             tell_at: now.mono + ACCOUNT_LIMIT,
         });
         step.wanted.push((self.name.clone(), self.wanted));
@@ -287,7 +309,7 @@ impl Worker {
     pub(super) fn wake_at(&self, policy: &Policy) -> Option<Mono> {
         let told = self.pending.as_ref().map(|pending| pending.tell_at);
         let waits = if self.admission == Admission::Quarantined { self.flap.ends() } else { None };
-        self.fresh_until(policy).into_iter().chain(told).chain(waits).min()
+        self.fresh_until(policy).into_iter().chain(told).chain(waits).chain(self.bypasses.wake_at()).min()
     }
 
     fn owned(&self) -> Option<Mono> {

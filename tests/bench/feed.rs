@@ -11,14 +11,14 @@ pub(crate) mod rabbitmq;
 pub(crate) mod redis;
 mod signs;
 
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// The shared queue.
 const INTAKE: &str = "codex";
 /// The worker's node name, its lane, and what the floor has in their place.
 const WORKER: &str = "codex-0@bench";
 const LANE: &str = "codex-0.lane";
-const FLOOR: &str = "floor";
-const FLOOR_LANE: &str = "floor.lane";
+pub(crate) const FLOOR: &str = "floor";
+pub(crate) const FLOOR_LANE: &str = "floor.lane";
 
 /// Settings for one fed worker, to whom nothing happens but edits of the profile. The lane is so deep, and the worker may be
 /// silent for the whole of the measurement.
@@ -36,6 +36,6 @@ fn settings(host: &Host, url: &str, depth: u32) -> String {
 }
 
 /// What is still done for the last step is not to take part in the next one.
-fn calm() {
+pub(crate) fn calm() {
     thread::sleep(Duration::from_secs(1));
 }

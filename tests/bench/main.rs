@@ -10,6 +10,8 @@ fn main() {
 }
 
 #[cfg(test)]
+mod alarm;
+#[cfg(test)]
 mod bare;
 #[cfg(test)]
 mod drift;
@@ -23,6 +25,10 @@ mod idle;
 mod lane;
 #[cfg(test)]
 mod open;
+#[cfg(test)]
+mod putback;
+#[cfg(test)]
+mod reclaim;
 #[cfg(test)]
 mod sections;
 #[cfg(test)]

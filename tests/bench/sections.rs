@@ -2,16 +2,19 @@
 
 use std::{process::exit, time::Instant};
 
-use crate::{drift, feed, giveback, idle, open, table::Table};
+use crate::{alarm, drift, feed, giveback, idle, open, putback, reclaim, table::Table};
 
 type Section = fn() -> Vec<Table>;
 
 /// A word that other names begin with stands for all of them: `feed`.
-const ALL: [(&str, Section); 10] = [
+const ALL: [(&str, Section); 13] = [
     ("open", open::measure),
     ("drift", drift::measure),
     ("thousand", drift::thousand::measure),
     ("giveback", giveback::measure),
+    ("reclaim", reclaim::measure),
+    ("putback", putback::measure),
+    ("alarm", alarm::measure),
     ("idle", idle::measure),
     ("feed-redis", feed::redis::measure),
     ("feed-rabbitmq", feed::rabbitmq::measure),

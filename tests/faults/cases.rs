@@ -23,7 +23,7 @@ const AT_ONCE: usize = 4;
 pub(crate) enum Drive {
     /// The worker is fit and drifts in turn; then the gate is told to go.
     Cycle,
-    /// It is fit until nothing is held any more.
+    /// It is fit, and stays so until nothing is held any more.
     Drain,
     /// As in a cycle, but the lane has no consumer.
     Absent,

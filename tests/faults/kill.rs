@@ -130,7 +130,7 @@ impl Doomed<'_> {
             Drive::Cycle | Drive::Absent | Drive::Stray | Drive::Exchange => self.cycle(),
             Drive::Drain => {
                 if self.opens() {
-                    until(SOON, "nothing is held", || !self.gate.is_alive() || self.place.held() == 0);
+                    self.lives(SOON);
                 }
             }
             Drive::Rebind => {

@@ -118,13 +118,13 @@ impl Place {
         if self.drive == Drive::Hoard { 2 * HOARD as usize } else { DEPTH }
     }
 
-    /// How many may be there twice after one death: what moves may have between confirm and ack. On RabbitMQ that are 32 of
+    /// How many may be there twice after one death: what moves may have between confirm and ack. On RabbitMQ that are 128 of
     /// each mover, of which a give-back may end while an intercept begins, and of a feed what its lane had room for, or its
     /// window if that is less. On Redis a move is one step.
     pub(crate) fn twice_allowed(&self) -> usize {
         match self.edge {
-            Edge::Route => 2 * 32,
-            Edge::FeedRabbitmq => 32 + self.depth().min(1024),
+            Edge::Route => 2 * 128,
+            Edge::FeedRabbitmq => 128 + self.depth().min(1024),
             Edge::FeedRedis => 0,
         }
     }

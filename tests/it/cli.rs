@@ -70,7 +70,7 @@ fn wrong_usage_ends_with_64_and_help_with_0() {
     }
     let help = stdout(&gate(&folder, &["--help"]).assert());
     for command in
-        ["run", "check", "profile", "status", "events", "audit", "config", "completions", "78 settings wrong"]
+        ["run", "check", "profile", "status", "events", "audit", "rehome", "config", "completions", "78 settings wrong"]
     {
         assert!(help.contains(command), "{command} is not in the help");
     }

@@ -1,4 +1,4 @@
-//! `worker-gate doctor`: whoever consumes what only a gate may consume is found and named.
+//! `worker-gate doctor`: ways round the gate are found and named, and the rights that it prints are enough and no more.
 
 use std::process::Output;
 
@@ -9,16 +9,32 @@ use crate::support::{
     wait::{LONG, eventually},
 };
 
+mod grants;
+mod warnings;
+
 for_each_feed! {
     a_worker_that_consumes_the_shared_queue_is_named_with_what_to_do
     a_consumer_that_answers_nobody_is_found_all_the_same
 }
 
 fn doctor(field: &Field) -> (Vec<Value>, Output) {
-    let output = field.host(0).command(&field.settings(), &["doctor", "--json"]);
+    doctor_with(field, &field.settings(), &[], &[])
+}
+
+/// The same with other settings, more words, and an environment.
+fn doctor_with(field: &Field, settings: &str, words: &[&str], env: &[(&str, &str)]) -> (Vec<Value>, Output) {
+    let output = field.host(0).command_in(settings, &[&["doctor", "--json"], words].concat(), env);
     let findings = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     (findings, output)
+}
+
+/// The codes of all findings, each once, sorted.
+fn codes(findings: &[Value]) -> Vec<&str> {
+    let mut codes: Vec<_> = findings.iter().map(|finding| finding["code"].as_str().unwrap()).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    codes
 }
 
 fn bypasses(findings: &[Value]) -> Vec<&str> {

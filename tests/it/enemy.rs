@@ -247,7 +247,8 @@ fn an_intake_that_somebody_made_anew_without_its_alternate_exchange_is_found() {
     let mut facts = Facts::of(&vhost);
     vhost.delete_exchange("codex");
     vhost.declare_exchange("codex", "direct", None);
-    let fact = facts.next(LONG, "worker-held", LANE);
+    // The way is looked over every two minutes.
+    let fact = facts.next(LONG * 2, "worker-held", LANE);
     assert_eq!(fact.body["reason"]["code"], "broker_refused", "{}", fact.body["reason"]);
     vhost.delete_exchange("codex");
     gate.wait_until(LONG, LANE, "admitted");
@@ -264,7 +265,8 @@ fn a_holding_queue_that_somebody_deleted_is_made_again() {
     gate.wait_until(SOON, LANE, "quarantined");
     until(SOON, "the lane is intercepted", || is_intercepted(&vhost));
     vhost.delete_queue(HELD);
-    until(LONG, "it is there again", || vhost.list("queues").iter().any(|queue| queue["name"] == HELD));
+    // The way is looked over every two minutes.
+    until(LONG * 2, "it is there again", || vhost.list("queues").iter().any(|queue| queue["name"] == HELD));
     until(SOON, "it holds messages again", || {
         vhost.publish("codex", LANE, ["x"]);
         vhost.waiting(HELD) > 0

@@ -18,7 +18,7 @@ use worker_gate::{
     cli::events::{EventsError, Filter, events},
     model::{
         Account, Admission, CheckRecord, CheckStatus, Code, Edge, Exposed, ExposedTask, Fact, FactKind, Outcome,
-        Reason, Record, WorkerName,
+        Reason, Record, Since, WorkerName,
     },
     report::{
         audit::{self, FILE_NAME},
@@ -84,7 +84,13 @@ fn quarantined() -> Record {
         message: Some("Not logged in – „nein“".into()),
         checked_at: Some("2026-11-22T10:00:00Z".parse().unwrap()),
     };
-    let task = ExposedTask { id: "7f3c".into(), name: "app.build".into(), active: true };
+    let task = ExposedTask {
+        id: "7f3c".into(),
+        name: "app.build".into(),
+        active: true,
+        started_at: None,
+        since: Since::Drift,
+    };
     Record {
         worker_name: WorkerName::new("codex-0@host-1"),
         codex_cli_status: CheckStatus::Failed,
@@ -99,6 +105,10 @@ fn quarantined() -> Record {
         reason: Some(Reason::new(Code::CheckFailed, "codex_cli: not logged in", "codex login")),
         account: Some(Account { before: 3, moved: 2, left: 0, taken: 1 }),
         exposed: Some(Exposed::Tasks(vec![task])),
+        broker_blocked: false,
+        moving: None,
+        seen_at: None,
+        proven_at: None,
         latency_ms: Some(3.25),
         readmission: None,
         version_change: None,

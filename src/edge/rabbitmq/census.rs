@@ -8,9 +8,7 @@ use std::{
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Consumer, ExchangeKind,
-    options::{
-        BasicConsumeOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-    },
+    options::{BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions},
     types::{FieldTable, ShortString},
 };
 use serde::{Deserialize, Serialize};
@@ -19,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     links::Links,
-    route::{open, publishing},
+    wire::{self, open, publishing},
 };
 use crate::edge::{
     fault::{Fault, within},
@@ -125,12 +123,8 @@ pub(crate) async fn declare(channel: &Channel) -> lapin::Result<()> {
 async fn listen(channel: &Channel) -> Result<Consumer, Fault> {
     let doing = "hear questions to all gates";
     within(doing, declare(channel)).await?;
-    let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let queue = within(doing, channel.queue_declare(ShortString::default(), own, FieldTable::default())).await?;
+    let (queue, questions) = wire::listen(channel, doing).await?;
     let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-    let bind = channel.queue_bind(queue.name().clone(), EXCHANGE.into(), ShortString::default(), bind, none);
-    within(doing, bind).await?;
-    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let consume = channel.basic_consume(queue.name().clone(), ShortString::default(), options, FieldTable::default());
-    within(doing, consume).await
+    within(doing, channel.queue_bind(queue, EXCHANGE.into(), ShortString::default(), bind, none)).await?;
+    Ok(questions)
 }

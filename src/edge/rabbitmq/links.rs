@@ -75,6 +75,11 @@ impl Connect for Links {
 }
 
 impl Links {
+    /// Whether the broker has said that it takes no messages, as in a memory or disk alarm. It says so to whoever publishes.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.publish.connection().status().blocked()
+    }
+
     /// The way to Celery's workers.
     pub(crate) async fn remote(&self) -> Result<Arc<Remote>, Fault> {
         let mut remote = self.remote.lock().await;

@@ -9,20 +9,16 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use lapin::{
-    BasicProperties, Channel, Confirmation, Consumer,
-    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, ShortString},
-};
+use lapin::{Channel, Confirmation, Consumer, options::ConfirmSelectOptions, types::ShortString};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::links::Links;
+use super::{links::Links, wire};
 use crate::{
     amqp::Link,
     edge::{
-        celery::{self, ANSWER_LIMIT, Command, TICKET, ticket},
+        celery::{self, ANSWER_LIMIT, Command, REPLIES, ticket},
         fault::{Fault, within},
     },
     failpoint,
@@ -103,12 +99,7 @@ impl Remote {
     pub(crate) async fn open(moves: &Link, publish: &Link) -> Result<Self, Fault> {
         let doing = "listen for Celery's remote control";
         let ears = within(doing, moves.connection().create_channel()).await?;
-        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        let queue = within(doing, ears.queue_declare(ShortString::default(), options, FieldTable::default())).await?;
-        let reply_to = queue.name().clone();
-        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-        let listen = ears.basic_consume(reply_to.clone(), ShortString::default(), options, FieldTable::default());
-        let answers = within(doing, listen).await?;
+        let (reply_to, answers) = wire::hear_celery(&ears).await?;
         let mouth = within(doing, publish.connection().create_channel()).await?;
         within(doing, mouth.confirm_select(ConfirmSelectOptions::default())).await?;
         let asked = Arc::<Asked>::default();
@@ -133,7 +124,7 @@ impl Remote {
         }
     }
 
-    /// One message as kombu's pidbox reads it. The answer comes by the anonymous exchange, straight to our queue.
+    /// One message as kombu's pidbox reads it, straight to the worker's mailbox.
     async fn post(
         &self,
         node: &Node,
@@ -143,19 +134,10 @@ impl Remote {
         reply_to: Option<&ShortString>,
     ) -> Result<Sent, Fault> {
         let doing = "send to Celery's remote control";
-        let body = celery::question(Some(&node.name), method, arguments, ticket, reply_to.map(ShortString::as_str));
-        let mut headers = FieldTable::default();
-        headers.insert("clock".into(), AMQPValue::LongLongInt(1));
-        headers.insert("expires".into(), AMQPValue::Double(celery::expires()));
-        let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_content_encoding("utf-8".into())
-            .with_delivery_mode(1)
-            .with_headers(headers);
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let exchange = ShortString::default();
-        let posting = self.mouth.basic_publish(exchange, node.mailbox.clone(), options, body.as_bytes(), properties);
-        match within(doing, within(doing, posting).await?).await? {
+        let reply_to = reply_to.map(|queue| (REPLIES, queue.as_str()));
+        let body = celery::question(Some(&node.name), method, arguments, ticket, reply_to);
+        let posted = wire::ask_celery(&self.mouth, "", &node.mailbox, &body).await?;
+        match within(doing, posted).await? {
             Confirmation::Ack(Some(returned)) if returned.delivery.routing_key == node.mailbox => Ok(Sent::NoMailbox),
             // What was returned to somebody else, lapin hands to any publish that is confirmed next.
             Confirmation::Ack(_) => Ok(Sent::Delivered),
@@ -167,9 +149,8 @@ impl Remote {
 /// Hands every answer to whoever asked; one that comes too late to nobody.
 async fn hear(mut answers: Consumer, asked: Arc<Asked>) {
     while let Some(Ok(answer)) = answers.next().await {
-        let headers = answer.properties.headers().as_ref();
-        let Some(ticket) = headers.and_then(|headers| headers.inner().get(TICKET)?.as_long_string()) else { continue };
-        if let Some(waiting) = lock(&asked).remove(&ticket.to_string()) {
+        let Some(ticket) = wire::ticket(&answer.properties) else { continue };
+        if let Some(waiting) = lock(&asked).remove(&ticket) {
             let _ = waiting.send(serde_json::from_slice(&answer.data).unwrap_or_default());
         }
     }

@@ -17,16 +17,18 @@ use tokio_util::sync::CancellationToken;
 
 mod feeding;
 mod letter;
+pub(crate) mod looking;
 mod mover;
 pub(crate) mod names;
 mod owner;
 mod proof;
+pub(crate) mod rehome;
 mod serving;
 mod settling;
 mod topology;
 
 use names::Names;
-pub(super) use topology::{open, publishing};
+pub(super) use topology::consumers;
 
 use super::links::Links;
 use crate::{
@@ -59,9 +61,14 @@ impl Route {
     /// The edge of a feed from this queue (DESIGN.md 4.2): the gate publishes to `<queue>.feed` with the lane's name as the key,
     /// and what comes there while the edge is shut goes back to the queue.
     pub fn fed(worker: Worker, queue: &str, feed: Feed, gate: String, (vhost, user): (String, String)) -> Self {
-        let (exchange, keys) = (format!("{queue}.feed"), vec![worker.lane.clone()]);
-        let intake = RouteIntake { exchange, kind: IntakeType::Direct, keys };
+        let intake = Self::fed_by(&worker, queue);
         Self { worker, intake, feed: Some(feed), gate, vhost, user, maybe_deaf: true }
+    }
+
+    /// The exchange by which a gate feeds this worker from this queue.
+    fn fed_by(worker: &Worker, queue: &str) -> RouteIntake {
+        let (exchange, keys) = (format!("{queue}.feed"), vec![worker.lane.clone()]);
+        RouteIntake { exchange, kind: IntakeType::Direct, keys }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 /// The binding of one worker's exchange and keys.
 #[derive(Debug)]
 pub(super) struct Binding {
-    exchange: String,
+    pub(super) exchange: String,
     lane: String,
     /// The set, which kombu's producers read.
     pub(super) table: String,
@@ -46,17 +46,23 @@ impl Binding {
         }
     }
 
-    /// Makes it as it has to be. Says by which exchange and key the lane could be reached until now.
+    /// Makes it as it has to be. Says by which keys the lane could be reached until now.
     pub(super) async fn make(&self, connection: &mut MultiplexedConnection) -> Result<Vec<String>, Fault> {
         let mut invocation = self.script.prepare_invoke();
         invocation.key(&self.table).key(&self.permanent).arg(SEPARATOR).arg(&self.lane).arg(&self.members);
         let away: Vec<String> =
             invocation.invoke_async(connection).await.map_err(|error| fault("bind the intake", error))?;
-        let way = |member: &String| {
-            let key = member.split(SEPARATOR).next().unwrap_or_default();
-            format!("exchange '{}' key '{key}'", self.exchange)
-        };
-        Ok(away.iter().map(way).collect())
+        let key = |member: &String| member.split(SEPARATOR).next().unwrap_or_default().to_owned();
+        Ok(away.iter().map(key).collect())
+    }
+
+    /// Takes it away; what is not there is no error.
+    pub(super) async fn remove(&self, connection: &mut MultiplexedConnection) -> Result<(), Fault> {
+        let mut commands = ::redis::pipe();
+        for table in [&self.table, &self.permanent] {
+            commands.cmd("SREM").arg(table).arg(&self.members).ignore();
+        }
+        commands.query_async(connection).await.map_err(|error| fault("unbind the intake", error))
     }
 }
 

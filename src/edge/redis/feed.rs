@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ::redis::{Script, aio::MultiplexedConnection};
 use serde_json::Value;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     binding::Binding,
@@ -14,10 +14,11 @@ use super::{
     keys::{self, Keys},
     links::{Links, time_to_live},
     mended,
+    recycling::Recycling,
 };
 use crate::{
     clock,
-    edge::{Edge, Ends, Memory, celery::Command, fault::Fault},
+    edge::{Edge, Ends, Memory, bypass::Rightly, fault::Fault, recycle},
     failpoint::{self, Point},
     model::{self, Account, EdgeReport, Wanted, WorkerName},
     settings::{self, FeedIntake, OnQuarantine, Worker},
@@ -74,7 +75,8 @@ impl Feed {
         failpoint::hit(Point::RedisOwned);
         let binding = self.binding(links);
         let put_back = Script::new(include_str!("scripts/put_back.lua"));
-        let mut serving = Serving { edge: self, links, keys, value, connection, put_back, open: false };
+        let mut serving =
+            Serving { edge: self, links, keys, value, connection, put_back, open: false, recycling: None };
         // Start shut: what an earlier owner fed and nobody took goes back before anything else.
         serving.put_back(PutBack::Shut).await?;
         failpoint::hit(Point::RedisEmptied);
@@ -92,7 +94,12 @@ impl Feed {
     }
 
     /// Takes the worker. Gives what its owner's key says from now on.
-    async fn own(&self, links: &Links, keys: &Keys, connection: &mut MultiplexedConnection) -> Result<String, Fault> {
+    pub(super) async fn own(
+        &self,
+        links: &Links,
+        keys: &Keys,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<String, Fault> {
         let script = Script::new(include_str!("scripts/own.lua"));
         let mut invocation = script.prepare_invoke();
         invocation.key(&keys.owner).key(&keys.fence).key(&keys.edge);
@@ -137,6 +144,8 @@ struct Serving<'a> {
     connection: MultiplexedConnection,
     put_back: Script,
     open: bool,
+    /// Makes the worker start anew.
+    recycling: Option<AbortOnDropHandle<()>>,
 }
 
 impl Serving<'_> {
@@ -168,17 +177,19 @@ impl Serving<'_> {
                 _ = ends.links.changed() => return Err(Fault::LinkDown),
                 () = stop.cancelled() => return Ok(()),
                 told = news.recv() => match told {
-                    Some(News::Bypass { messages, way }) => {
-                        ends.tell(&name, EdgeReport::Bypass { messages, ways: vec![way] }).await;
+                    Some(News::Bypass { messages, exchange, key }) => {
+                        let way = self.rightly().past(&exchange, &key, messages);
+                        ends.tell(&name, EdgeReport::Bypass(vec![way])).await;
                     }
                     Some(News::Lost) | None => return Err(self.expired()),
                 },
                 Some(()) = rebound.recv() => {
                     let Some(binding) = binding else { continue };
-                    let ways = binding.make(&mut self.connection).await?;
+                    let keys = binding.make(&mut self.connection).await?;
                     failpoint::hit(Point::RedisRebound);
-                    if !ways.is_empty() {
-                        ends.tell(&name, EdgeReport::Bypass { messages: 0, ways }).await;
+                    if !keys.is_empty() {
+                        let way = |key: &String| self.rightly().past(&binding.exchange, key, 0);
+                        ends.tell(&name, EdgeReport::Bypass(keys.iter().map(way).collect())).await;
                     }
                 }
             }
@@ -203,23 +214,34 @@ impl Serving<'_> {
         let account = Account { before: moved, moved, left: 0, taken: 0 };
         let change = wanted.change;
         if wanted.edge == model::Edge::Open || !was_open {
-            ends.tell(name, EdgeReport::Settled { change, account, exposed: None }).await;
+            ends.tell(name, EdgeReport::Settled { change, account, exposed: None, blocked: false }).await;
             return Ok(());
         }
         let (remote, reports, name) = (Arc::clone(&self.links.remote), ends.reports.clone(), name.clone());
-        let (recycles, lane) = (self.recycles(wanted), self.edge.worker.lane.clone());
+        let (asked, answered) = oneshot::channel();
         // Apart: a worker that is away or deaf holds up no edge.
         tokio::spawn(async move {
             let exposed = Some(remote.exposed(&name).await);
-            if recycles {
-                failpoint::hit(Point::RecycleBegun);
-            }
-            if recycles && let Err(fault) = remote.send(&name, &lane, Command::Shutdown).await {
-                tracing::warn!(worker = %name, "failed to {fault}");
-            }
-            let _ = reports.send((name, EdgeReport::Settled { change, account, exposed })).await;
+            let _ = reports.send((name, EdgeReport::Settled { change, account, exposed, blocked: false })).await;
+            // Whether anybody waits for it is no matter.
+            let _ = asked.send(());
         });
+        if self.recycles(wanted) {
+            self.recycle(ends, answered);
+        }
         Ok(())
+    }
+
+    /// Makes the worker start anew.
+    fn recycle(&mut self, ends: &Ends<Links>, answered: oneshot::Receiver<()>) {
+        let worker = &self.edge.worker;
+        let (remote, feeder) = (Arc::clone(&self.links.remote), Arc::clone(&self.links.feeder));
+        let hands = Recycling { remote, feeder, worker: worker.name.clone(), lane: worker.lane.clone() };
+        self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
+    }
+
+    fn rightly(&self) -> Rightly {
+        Rightly::of(&self.edge.worker.lane, &self.edge.worker.edge)
     }
 
     fn recycles(&self, wanted: Wanted) -> bool {
@@ -239,6 +261,7 @@ impl Serving<'_> {
         }
         self.open = true;
         failpoint::hit(Point::RedisOpened);
+        self.recycling = None;
         self.links.feeder.set_open(&self.edge.worker.name, true);
         Ok(())
     }

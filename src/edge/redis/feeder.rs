@@ -30,8 +30,6 @@ const BUDGET: u64 = 512;
 const UNTRACKED: Duration = Duration::from_millis(20);
 /// At the latest, a round looks by itself, so that a lost push is no lost work.
 const RAREST: Duration = Duration::from_secs(5);
-/// Reports of what came to a shut lane come at most this often.
-const FOLD: Duration = Duration::from_secs(1);
 
 /// What the feeder tells the edge of a worker.
 #[derive(Debug)]
@@ -42,8 +40,10 @@ pub(super) enum News {
     Bypass {
         /// How many.
         messages: u64,
-        /// How the oldest one came.
-        way: String,
+        /// The exchange by which the oldest one came.
+        exchange: String,
+        /// And its key.
+        key: String,
     },
 }
 
@@ -62,8 +62,8 @@ struct Slot {
     news: mpsc::UnboundedSender<News>,
     /// When it was last fed.
     fed: Option<Instant>,
-    /// Not before this is what came past the shut edge put back again.
-    fold_until: Instant,
+    /// The process that its events name.
+    process: Option<u32>,
 }
 
 /// Everybody who is to be fed.
@@ -125,7 +125,7 @@ impl Feeder {
             presence: Presence::new(now, offline_after),
             news,
             fed: None,
-            fold_until: now,
+            process: None,
         };
         self.slots().insert(name.clone(), slot);
         self.bell.notify_one();
@@ -147,12 +147,23 @@ impl Feeder {
         self.change(name, |slot| slot.open = open);
     }
 
-    /// The worker with this Celery node name has said that it is there, or that it goes.
-    pub(super) fn beat(&self, node: &str, is_there: bool) {
+    /// The process that the worker's events name, as long as it is there.
+    pub(super) fn process(&self, name: &WorkerName) -> Option<u32> {
+        self.slots().get(name)?.process
+    }
+
+    /// Whether the worker has been heard of lately.
+    pub(super) fn is_heard(&self, name: &WorkerName) -> bool {
+        self.slots().get(name).is_some_and(|slot| slot.presence.is_heard(Instant::now()))
+    }
+
+    /// The worker with this Celery node name has said, as this process, that it is there; or, without one, that it goes.
+    pub(super) fn beat(&self, node: &str, is_there: bool, process: Option<u32>) {
         let mut slots = self.slots();
         let found = slots.iter_mut().find(|(name, _)| crate::edge::celery::node(name) == node);
         let Some((_, slot)) = found else { return };
         let now = Instant::now();
+        slot.process = process.filter(|_| is_there);
         if !is_there {
             slot.presence.leave();
             return;
@@ -332,12 +343,7 @@ impl Feeder {
                     after.put_back.push((plan.clone(), false));
                 }
             } else if *lane > 0 {
-                if now >= slot.fold_until {
-                    slot.fold_until = now + FOLD;
-                    after.put_back.push((plan.clone(), true));
-                } else {
-                    after.wake(slot.fold_until);
-                }
+                after.put_back.push((plan.clone(), true));
             }
             let has_work = slot.open && slot.has_work;
             if slot.presence.is_to_be_asked(now, has_work) {
@@ -370,7 +376,8 @@ impl Feeder {
             && let Some(slot) = self.slots().get(&plan.name)
         {
             let messages = u64::try_from(moved).unwrap_or_default();
-            let _ = slot.news.send(News::Bypass { messages, way: way(oldest.as_deref()) });
+            let (exchange, key) = way(oldest.as_deref());
+            let _ = slot.news.send(News::Bypass { messages, exchange, key });
         }
         Ok(())
     }
@@ -430,10 +437,8 @@ pub(super) async fn put_back(
     Ok((moved, oldest))
 }
 
-/// How a message came, as far as it says so itself.
-fn way(message: Option<&[u8]>) -> String {
-    match message.and_then(crate::redis::envelope::unwrap) {
-        Some(message) => format!("exchange '{}' key '{}'", message.exchange, message.routing_key),
-        None => "somebody who is not Celery".to_owned(),
-    }
+/// By which exchange and key a message came, as far as it says so itself; what is not Celery's was written to the list.
+fn way(message: Option<&[u8]>) -> (String, String) {
+    let message = message.and_then(crate::redis::envelope::unwrap);
+    message.map(|message| (message.exchange, message.routing_key)).unwrap_or_default()
 }

@@ -3,7 +3,7 @@
 use crate::settings::{Broker, Feed, FeedIntake, Worker};
 
 /// Between the parts of kombu's names (kombu/transport/redis.py, `Channel.sep`).
-pub(super) const SEPARATOR: &str = "\u{6}\u{16}";
+pub(crate) const SEPARATOR: &str = "\u{6}\u{16}";
 
 /// Every key of one worker's feed edge, with the prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Keys {
 }
 
 /// The queue from which the gate moves: the shared one, or one of its own to which it binds the exchange.
-pub(super) fn source(worker: &Worker, feed: &Feed) -> String {
+pub(crate) fn source(worker: &Worker, feed: &Feed) -> String {
     match &feed.intake {
         FeedIntake::Queue(queue) => queue.clone(),
         FeedIntake::Exchange { .. } => format!("{}.held", worker.lane),
@@ -47,7 +47,7 @@ pub(super) fn source(worker: &Worker, feed: &Feed) -> String {
 }
 
 /// A queue is one list for each priority step, and the first has the queue's own name (kombu/transport/redis.py, `_q_for_pri`).
-fn lists(broker: &Broker, queue: &str) -> Vec<String> {
+pub(crate) fn lists(broker: &Broker, queue: &str) -> Vec<String> {
     let prefix = &broker.global_keyprefix;
     let list = |step: &u8| match step {
         0 => format!("{prefix}{queue}"),

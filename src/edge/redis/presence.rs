@@ -151,7 +151,8 @@ impl Presence {
         [stuck, asked, tried, silent].into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    fn is_heard(&self, now: Instant) -> bool {
+    /// Whether it was heard within the time that three heartbeats take.
+    pub(super) fn is_heard(&self, now: Instant) -> bool {
         self.heard.is_some_and(|heard| now - heard < SILENCE)
     }
 

@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{fault, feeder::Feeder};
 use crate::{
     edge::{
-        celery::{self, ANSWER_LIMIT, Command, PIDBOX, TICKET},
+        celery::{self, ANSWER_LIMIT, Command, EVENTS, PIDBOX, TICKET},
         fault::Fault,
     },
     failpoint,
@@ -28,8 +28,6 @@ use crate::{
     redis::{Link, Pushes, envelope},
 };
 
-/// On Redis Celery's event exchange is a fanout (celery/events/event.py, `get_exchange`).
-const EVENTS: &str = "celeryev";
 /// Between two looks for an answer; a round trip over the worker takes 20 to 30 ms.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -87,7 +85,7 @@ impl Remote {
             let Some(event) = envelope::unwrap(text) else { continue };
             let Ok(event) = serde_json::from_slice::<Value>(&event.body) else { continue };
             if let (Some(node), Some(kind)) = (event["hostname"].as_str(), event["type"].as_str()) {
-                feeder.beat(node, kind != "worker-offline");
+                feeder.beat(node, kind != "worker-offline", celery::process(&event, node));
             }
         }
     }
@@ -134,7 +132,7 @@ impl Remote {
         answered: bool,
     ) -> Result<(), Fault> {
         let node = celery::node(worker);
-        let reply_to = answered.then_some(self.reply_to.as_str());
+        let reply_to = answered.then_some(("", self.reply_to.as_str()));
         let body = celery::question(Some(&node), method, arguments, ticket, reply_to);
         let headers = json!({ "clock": 1, "expires": celery::expires() });
         let headers = headers.as_object().cloned().unwrap_or_default();

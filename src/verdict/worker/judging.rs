@@ -1,5 +1,7 @@
 //! What the evidence says about a worker. Nothing here changes anything.
 
+use std::time::Duration;
+
 use super::{Ownership, Worker};
 use crate::{
     model::{Admission, ImageReport, ImageState, Mono, Reason},
@@ -86,7 +88,17 @@ impl Worker {
 
     /// When the first piece of the proof will be too old.
     pub(super) fn stale_at(&self, policy: &Policy) -> Option<Mono> {
-        let profile = if policy.profile { self.profile.stale_at(policy.max_age) } else { None };
-        self.required(policy).filter_map(|(_, evidence)| evidence.stale_at(policy.max_age)).chain(profile).min()
+        self.oldest_proof(policy, policy.max_age)
+    }
+
+    /// The last moment for which all of it is proven.
+    pub(super) fn proven_at(&self, policy: &Policy) -> Option<Mono> {
+        self.oldest_proof(policy, Duration::ZERO)
+    }
+
+    /// When the oldest of the newest proofs is of this age.
+    fn oldest_proof(&self, policy: &Policy, age: Duration) -> Option<Mono> {
+        let profile = if policy.profile { self.profile.stale_at(age) } else { None };
+        self.required(policy).filter_map(|(_, evidence)| evidence.stale_at(age)).chain(profile).min()
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::Worker;
 use crate::{
-    model::{Account, Admission, CheckRecord, Exposed, FactKind, Now, ProfileReport, ProfileState, Record},
-    verdict::{Policy, Step, fact, milliseconds, status_of},
+    model::{Account, Admission, CheckRecord, Exposed, FactKind, Now, ProfileReport, ProfileState, Record, Since},
+    verdict::{Policy, Step, fact, milliseconds, reason, status_of},
 };
 
 impl Worker {
@@ -13,8 +15,25 @@ impl Worker {
     pub(super) fn tell(&mut self, now: Now, account: Option<Account>, exposed: Option<Exposed>, step: &mut Step) {
         let Some(pending) = self.pending.take() else { return };
         let latency_ms = self.edge_at.map(|at| milliseconds(at.since(pending.seen)));
-        let record = Record { edge: Some(self.edge), account, exposed, latency_ms, ..pending.record };
+        let mut record = Record { edge: Some(self.edge), account, exposed, latency_ms, ..pending.record };
+        if pending.kind == FactKind::WorkerQuarantined {
+            record.seen_at = Some(now.wall_of(pending.seen));
+            record.proven_at = pending.proven.map(|proven| now.wall_of(proven));
+            if let Some(Exposed::Tasks(tasks)) = &mut record.exposed {
+                for task in tasks {
+                    task.since = since(task.started_at, record.seen_at, record.proven_at);
+                }
+            }
+        }
         step.facts.push(fact(pending.kind, now, record));
+    }
+
+    /// Tells of each way past the shut edge whose time has come.
+    pub(super) fn tell_bypasses(&mut self, now: Now, policy: &Policy, step: &mut Step) {
+        for way in self.bypasses.due(now.mono) {
+            let record = Record { reason: Some(reason::bypass(way)), ..self.record(policy) };
+            step.facts.push(fact(FactKind::WorkerBypass, now, record));
+        }
     }
 
     /// A health check is told once every check has run; one that says what the last one said is not audited again.
@@ -87,7 +106,11 @@ impl Worker {
             edge: Some(self.edge),
             reason: Some(self.reason.clone()),
             account: None,
+            broker_blocked: false,
+            moving: self.moving,
             exposed: None,
+            seen_at: None,
+            proven_at: None,
             latency_ms: None,
             readmission: self.flap.imposed().filter(|_| self.admission == Admission::Quarantined),
             version_change: None,
@@ -95,6 +118,15 @@ impl Worker {
             profile: profile.cloned(),
             image: self.image.as_ref().and_then(|report| report.image.clone()),
         }
+    }
+}
+
+/// In doubt since when a task is that was started at this time; times are told to the millisecond at best.
+fn since(started: Option<Timestamp>, seen: Option<Timestamp>, proven: Option<Timestamp>) -> Since {
+    match started {
+        Some(started) if proven.is_some_and(|proven| started < proven) => Since::Before,
+        Some(started) if seen.is_some_and(|seen| started < seen) => Since::Evidence,
+        Some(_) | None => Since::Drift,
     }
 }
 

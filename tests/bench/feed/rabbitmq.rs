@@ -28,7 +28,8 @@ use crate::{
 
 /// Many short ones, in turn: what else the machine does changes by the minute.
 const ROUNDS: usize = 8;
-const MESSAGES: u32 = 20_000;
+/// So many messages a round.
+pub(crate) const FILL: u32 = 20_000;
 /// A Celery message with a few arguments.
 const SIZE: usize = 1024;
 /// More than may wait while the consumer takes everything at once.
@@ -58,13 +59,13 @@ pub(crate) fn measure() -> Vec<Table> {
         rate
     };
     for round in 0..ROUNDS {
-        fill(&vhost, INTAKE);
-        fill(&vhost, FLOOR);
+        fill(&vhost, "", INTAKE);
+        fill(&vhost, "", FLOOR);
         // Who is second finds the node warmer, or busier with what the first one has left.
         let by_gate = (round % 2 == 0).then(&mut feed);
         let by_shovel = shovel(&vhost, &vhost.url(), &floor_lane);
         let by_gate = by_gate.unwrap_or_else(&mut feed);
-        fill(&vhost, FLOOR);
+        fill(&vhost, "", FLOOR);
         let inside = shovel(&vhost, &direct, &floor_lane);
         gated.push(by_gate);
         shoveled.push(by_shovel);
@@ -87,17 +88,18 @@ pub(crate) fn measure() -> Vec<Table> {
     vec![table]
 }
 
-fn fill(vhost: &Vhost, queue: &str) {
+/// Publishes a round's messages by this exchange and key.
+pub(crate) fn fill(vhost: &Vhost, exchange: &str, key: &str) {
     const BATCH: u32 = 2_000;
     // Not all at once: lapin keeps what the broker has not yet read.
-    for _ in 0..MESSAGES / BATCH {
-        vhost.publish("", queue, vec![vec![b'x'; SIZE]; BATCH as usize]);
+    for _ in 0..FILL / BATCH {
+        vhost.publish(exchange, key, vec![vec![b'x'; SIZE]; BATCH as usize]);
     }
     calm();
 }
 
 /// Lets RabbitMQ move the floor's messages, to itself at this address.
-fn shovel(vhost: &Vhost, uri: &str, lane: &Drain) -> f64 {
+pub(crate) fn shovel(vhost: &Vhost, uri: &str, lane: &Drain) -> f64 {
     let path = format!("/parameters/shovel/{}/floor", vhost.name());
     let value = json!({
         "src-protocol": "amqp091", "src-uri": uri, "src-queue": FLOOR,
@@ -113,14 +115,14 @@ fn shovel(vhost: &Vhost, uri: &str, lane: &Drain) -> f64 {
 }
 
 /// Takes everything out of a queue at once, and says how long a round's messages took.
-struct Drain {
+pub(crate) struct Drain {
     rounds: Receiver<Duration>,
     // The consumer lives as long as its connection.
     _connection: Arc<Connection>,
 }
 
 impl Drain {
-    fn new(vhost: &Vhost, queue: &str) -> Self {
+    pub(crate) fn new(vhost: &Vhost, queue: &str) -> Self {
         let connection = connect(vhost.url());
         let (channel, queue) = (channel(&connection), queue.to_owned());
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
@@ -135,7 +137,7 @@ impl Drain {
                 if count == 1 {
                     first = Instant::now();
                 }
-                if count == MESSAGES {
+                if count == FILL {
                     count = 0;
                     let _ = done.send(first.elapsed());
                 }
@@ -145,7 +147,7 @@ impl Drain {
     }
 
     /// Waits for all messages of a round.
-    fn rate(&self) -> f64 {
-        f64::from(MESSAGES - 1) / self.rounds.recv_timeout(SOON).unwrap().as_secs_f64()
+    pub(crate) fn rate(&self) -> f64 {
+        f64::from(FILL - 1) / self.rounds.recv_timeout(SOON).unwrap().as_secs_f64()
     }
 }

@@ -40,7 +40,7 @@ impl Kind {
     /// and else what may be between its confirm and its ack.
     pub(crate) fn twice_per_kill(self) -> u32 {
         match self {
-            Self::Route => 32,
+            Self::Route => 128,
             // One for each of the two lanes, as deep as it is.
             Self::FeedRabbitmq => 2,
             Self::FeedRedis => 0,
@@ -125,6 +125,10 @@ impl Field {
         Self { kind, site, hosts: array::from_fn(|n| Host::new(&format!("host-{n}"))) }
     }
 
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Host `n` is where worker `n` runs.
     pub(crate) fn host(&self, n: usize) -> &Host {
         &self.hosts[n]
@@ -193,7 +197,8 @@ impl Field {
         self.settings_with(&self.url_at(port))
     }
 
-    fn settings_with(&self, url: &str) -> String {
+    /// The same with this address.
+    pub(crate) fn settings_with(&self, url: &str) -> String {
         let mut settings = self.hosts[0].settings_without_workers(url);
         for n in 0..2 {
             self.add_worker(&mut settings, n);

@@ -213,10 +213,28 @@ enforce = {{ approval_policy = "never" }}
     /// Runs another subcommand to its end, whatever that is.
     #[track_caller]
     pub(crate) fn command(&self, settings: &str, args: &[&str]) -> Output {
+        self.command_in(settings, args, &[])
+    }
+
+    /// The same with these variables in its environment.
+    #[track_caller]
+    pub(crate) fn command_in(&self, settings: &str, args: &[&str], env: &[(&str, &str)]) -> Output {
         let file = self.write_settings(settings);
         let mut command = Command::new(GATE);
         self.surround(&mut command);
-        command.args(args).arg("--config").arg(file).output().unwrap()
+        command.envs(env.iter().copied()).args(args).arg("--config").arg(file).output().unwrap()
+    }
+
+    /// Starts another subcommand; what it writes is in a log of its own.
+    #[track_caller]
+    pub(crate) fn start_command(&self, settings: &str, args: &[&str]) -> Process {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let file = self.write_settings(settings);
+        let mut command = process::command(GATE);
+        self.surround(&mut command);
+        command.args(args).arg("--config").arg(file);
+        let log = format!("command-{}.log", NEXT.fetch_add(1, Ordering::Relaxed));
+        Process::start(command, &self.dir.join(&log))
     }
 
     /// In a file of its own, because a running gate reads the one that it has again when that changes.

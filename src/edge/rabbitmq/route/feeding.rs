@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     letter::{self, Destination, PROBE_HEADER, header},
-    mover::{Mouth, Mover, Tally, Way},
+    mover::{Mouth, Mover, TOGETHER, Tally, Way},
     names::Names,
     topology,
 };
@@ -41,12 +41,11 @@ use crate::{
 
 /// In hand at the most, whatever the lane has room for: more than the broker confirms together.
 const WINDOW: u64 = 1024;
-/// So many are published in one go: up to this, `try_join_all` asks them in their order.
-const TOGETHER: usize = 30;
 /// The first and the longest pause between two looks at a full lane: a worker that runs one short task after the other is not
 /// kept waiting, and one with a long task costs twenty looks a second.
 const FULL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-/// Between two looks for a worker that does not consume its lane; the longer it is away, the rarer.
+/// Between two looks for a worker that does not consume its lane: the first while there is work for it, else the longer it is
+/// away, the rarer.
 const ABSENT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 /// What was seen of the lane longer ago than this is looked at again before anything is fed.
 const FRESH: Duration = Duration::from_secs(1);
@@ -120,7 +119,6 @@ impl Feeding {
         let _ = within("stop feeding", self.consume.close(200, "done".into())).await;
         let _ = within("stop feeding", self.look.close(200, "done".into())).await;
         failpoint::hit(Point::FeedEnded);
-        self.mouth.close();
         self.bell.notify_one();
         outcome
     }
@@ -140,7 +138,8 @@ impl Feeding {
             }
             if lane.consumers == 0 {
                 let since = *self.absent_since.get_or_insert(lane.seen);
-                pause = (since.elapsed() / 4).clamp(ABSENT.0, ABSENT.1);
+                let has_work = topology::waiting(&self.look, &self.shared).await? > 0;
+                pause = if has_work { ABSENT.0 } else { (since.elapsed() / 4).clamp(ABSENT.0, ABSENT.1) };
                 if lane.waiting > 0 && since.elapsed() >= self.feed.offline_after {
                     self.take_back(stop).await?;
                 }
@@ -219,12 +218,7 @@ impl Feeding {
                         together.push(delivery);
                     }
                     room = room.saturating_sub(together.len() as u64);
-                    tokio::select! {
-                        biased;
-                        // Never published: they go back to their places with the channel.
-                        () = stop.cancelled() => {}
-                        published = self.publish(together, &mut hand) => published?,
-                    }
+                    self.publish_or_stop(together, &mut hand, stop).await?;
                 }
                 () = sleep(idle), if hand.published == 0 => {
                     lane = self.lane().await?;
@@ -254,12 +248,11 @@ impl Feeding {
                 self.hand_back(&delivery).await?;
                 continue;
             }
-            tokio::select! {
-                biased;
-                // Never published: it goes back to its place with the channel.
-                () = stop.cancelled() => break,
-                published = self.publish(vec![delivery], &mut hand) => published?,
+            if stop.is_cancelled() {
+                // It goes back to its place with the channel.
+                break;
             }
+            self.publish_or_stop(vec![delivery], &mut hand, stop).await?;
         }
         self.finish(&mut hand, stop).await?;
         failpoint::hit(Point::FeedPaused);
@@ -295,6 +288,25 @@ impl Feeding {
     async fn hand_back(&self, delivery: &Delivery) -> Result<(), Fault> {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         within("put a message back", delivery.nack(options)).await.map(|_| failpoint::hit(Point::FeedHandedBack))
+    }
+
+    /// Publishes, but not for as long as an alarm lasts when told to stop. What is half published then is mostly with the broker
+    /// already, so it is given the time to be seen through: it would be there twice.
+    async fn publish_or_stop(
+        &mut self,
+        deliveries: Vec<Delivery>,
+        hand: &mut Hand,
+        stop: &CancellationToken,
+    ) -> Result<(), Fault> {
+        let given_up = async {
+            stop.cancelled().await;
+            sleep(STOP_LIMIT).await;
+        };
+        tokio::select! {
+            biased;
+            published = self.publish(deliveries, hand) => published,
+            () = given_up => Ok(()),
+        }
     }
 
     /// Publishes in order. All in one go, because each publish by itself would wake lapin's thread, and write to the socket.

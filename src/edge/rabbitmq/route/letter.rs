@@ -7,6 +7,7 @@ use lapin::{
 };
 
 use super::{mover::Way, names::Names};
+use crate::edge::rehome::entry_key;
 
 /// Marks the probe message; a mover drops it.
 pub(super) const PROBE_HEADER: &str = "x-worker-gate-probe";
@@ -57,6 +58,18 @@ pub(super) fn take_back(delivery: &Delivery, names: &Names, mark: &AMQPValue) ->
         key: names.lane_held.clone(),
         properties: with_headers(&delivery.properties, headers),
     }
+}
+
+/// Where a message goes that waited for a worker which is gone: the other's way in, as if it had been published there, however it
+/// came. On a hash intake any key will do, so it keeps its own.
+pub(super) fn rehome(delivery: &Delivery, to: &Names) -> Destination {
+    if let Some(shared) = &to.shared {
+        return Destination { exchange: ShortString::default(), key: shared.clone(), properties: plain(delivery) };
+    }
+    let entry = to.keys.as_ref().and_then(|(kind, keys)| entry_key(*kind, keys));
+    let key = entry.or_else(|| header(&delivery.properties, KEY_HEADER));
+    let key = key.map_or_else(|| delivery.routing_key.clone(), ShortString::from);
+    Destination { exchange: to.intake.clone(), key, properties: plain(delivery) }
 }
 
 /// Where a message of a shared queue goes: by the edge, so that a later retry of its task goes the same way.

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, future::try_join_all, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, OptionFuture, try_join_all},
+    stream::{FuturesOrdered, FuturesUnordered},
+};
 use lapin::{
     Channel, Confirmation, Consumer,
     message::Delivery,
@@ -17,29 +21,32 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::{
+    runtime::Handle,
     sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    letter::{Destination, PROBE_HEADER, give_back, header, stray_key, take_back},
+    letter::{Destination, PROBE_HEADER, give_back, header, rehome, stray_key, take_back},
     names::Names,
     topology,
 };
 use crate::{
     edge::{
         fault::{Fault, within},
-        rabbitmq::links::Links,
+        rabbitmq::{census::Consuming, links::Links},
     },
     failpoint::{self, Point},
 };
 
-/// Published and not yet confirmed. Enough to hide a round trip of 0.5 ms at 50,000 messages a second; also the number of
-/// messages that may change places when a give-back is cut short by a shut.
-const IN_FLIGHT: usize = 32;
+/// Published and not yet confirmed. Enough to hide a confirm that takes 5 ms at 25,000 messages a second; also the number of
+/// messages that may change places when a give-back is cut short by a shut, and that may be there twice after a kill.
+const IN_FLIGHT: usize = 128;
+/// So many are published in one go: up to this, `try_join_all` asks them in their order.
+pub(super) const TOGETHER: usize = 30;
 /// What a give-back has in hand at the most.
-const GIVE_BACK_WINDOW: u16 = 256;
+const GIVE_BACK_WINDOW: u16 = 512;
 /// What the intercept has in hand at the most: one that is used up lets the worker have the rest (FACTS.md, lane
 /// intercept), and one without limit would hold a whole backlog in memory. At Celery's usual 1 KiB a message this is 10 MiB.
 pub(super) const INTERCEPT_WINDOW: u16 = 10_000;
@@ -55,13 +62,16 @@ pub(super) enum Way {
     TakeBack,
     /// Edge open: out of a holding queue, to the worker.
     GiveBack,
+    /// Out of the queues of a worker that is gone, to the one whose names these are.
+    Rehome,
 }
 
 impl Way {
     const fn point(self, taking_back: Point, giving_back: Point) -> Point {
         match self {
             Self::TakeBack => taking_back,
-            Self::GiveBack => giving_back,
+            // Rehoming is no gate's, and gives back as well.
+            Self::GiveBack | Self::Rehome => giving_back,
         }
     }
 }
@@ -82,19 +92,11 @@ pub(super) struct Tally {
     pub(super) ended: AtomicBool,
     /// Something was held although the edge is open.
     pub(super) late: AtomicBool,
-    /// Messages that came so, and how; taken out by whoever reports them.
-    pub(super) bypass: Mutex<Bypass>,
+    /// By which exchange and key messages came past the shut edge, and how many by each; taken out by whoever reports them.
+    pub(super) bypass: Mutex<Vec<(ShortString, ShortString, u64)>>,
 }
 
-/// Messages that came past the shut edge.
-#[derive(Debug, Default)]
-pub(super) struct Bypass {
-    pub(super) messages: u64,
-    /// Exchange and key, each pair once; at most [`MOST_WAYS`].
-    pub(super) ways: Vec<(ShortString, ShortString)>,
-}
-
-/// Keys can be as many as messages; a report with more than this helps nobody.
+/// Keys can be as many as messages. What comes by more ways than this between two reports is counted with the last of them.
 const MOST_WAYS: usize = 16;
 
 impl Default for Tally {
@@ -125,19 +127,20 @@ impl Tally {
 
     /// Whether there is something to report or to mend.
     pub(super) fn has_news(&self) -> bool {
-        self.late.load(Relaxed) || self.bypass.lock().unwrap_or_else(PoisonError::into_inner).messages > 0
+        self.late.load(Relaxed) || !self.bypass.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    pub(super) fn take_bypass(&self) -> Bypass {
+    pub(super) fn take_bypass(&self) -> Vec<(ShortString, ShortString, u64)> {
         std::mem::take(&mut *self.bypass.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn note_bypass(&self, delivery: &Delivery) {
         let mut bypass = self.bypass.lock().unwrap_or_else(PoisonError::into_inner);
-        bypass.messages += 1;
-        let way = (delivery.exchange.clone(), delivery.routing_key.clone());
-        if bypass.ways.len() < MOST_WAYS && !bypass.ways.contains(&way) {
-            bypass.ways.push(way);
+        let known =
+            bypass.iter().position(|(exchange, key, _)| *exchange == delivery.exchange && *key == delivery.routing_key);
+        match known.or_else(|| bypass.len().checked_sub(1).filter(|last| *last + 1 >= MOST_WAYS)) {
+            Some(at) => bypass[at].2 += 1,
+            None => bypass.push((delivery.exchange.clone(), delivery.routing_key.clone(), 1)),
         }
     }
 }
@@ -145,19 +148,17 @@ impl Tally {
 /// One queue being emptied.
 #[derive(Debug)]
 pub(super) struct Mover {
-    way: Way,
-    names: Names,
-    /// The value of the mark on moved messages that this mover sets, different for each.
-    mark: AMQPValue,
+    desk: Arc<Desk>,
     links: Arc<Links>,
-    consume: Channel,
-    mouth: Mouth,
+    /// `None` while somebody publishes by it.
+    mouth: Option<Mouth>,
     consumer: Consumer,
     /// Whoever asks is answered when everything has come that the broker had sent by then.
     sweeps: mpsc::Receiver<oneshot::Sender<()>>,
-    tally: Arc<Tally>,
     /// Rung when everything in hand is done, when something came past the edge, and at the end.
     bell: Arc<Notify>,
+    /// For `doctor`, which else could not tell this consumer from one that is no gate.
+    _consuming: Consuming,
 }
 
 impl Mover {
@@ -171,7 +172,7 @@ impl Mover {
         tally: Arc<Tally>,
         bell: Arc<Notify>,
     ) -> Result<Self, Fault> {
-        let mouth = Mouth::open(Arc::clone(&links));
+        let mouth = Some(Mouth::open(Arc::clone(&links)));
         let consume = topology::open(&links.moves).await?;
         let (window, arguments) = match way {
             Way::TakeBack => {
@@ -179,15 +180,18 @@ impl Mover {
                 arguments.insert("x-priority".into(), AMQPValue::LongInt(INTERCEPT_PRIORITY));
                 (INTERCEPT_WINDOW, arguments)
             }
-            Way::GiveBack => (GIVE_BACK_WINDOW, FieldTable::default()),
+            Way::GiveBack | Way::Rehome => (GIVE_BACK_WINDOW, FieldTable::default()),
         };
         within("consume", consume.basic_qos(window, BasicQosOptions::default())).await?;
         let tag = ShortString::default();
         let consumer =
-            within("consume", consume.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments)).await?;
+            within("consume", consume.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), arguments))
+                .await?;
+        let consuming = links.consumed.begin(queue.as_str());
         failpoint::hit(way.point(Point::TakeBackConsuming, Point::GiveBackConsuming));
         let mark = AMQPValue::LongString(uuid::Uuid::new_v4().to_string().into());
-        Ok(Self { way, names, mark, links, consume, mouth, consumer, sweeps, tally, bell })
+        let desk = Arc::new(Desk { way, names, mark, consume, tally });
+        Ok(Self { desk, links, mouth, consumer, sweeps, bell, _consuming: consuming })
     }
 
     /// Moves until told to stop. What is in hand and not yet published then goes back to its place in the queue.
@@ -195,25 +199,48 @@ impl Mover {
     /// # Errors
     /// The broker's, with everything in hand back in the queue as soon as the channel is gone.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), Fault> {
-        let mut in_flight = FuturesUnordered::new();
+        let mut publishing = None::<Publishing>;
+        let mut in_flight = FuturesOrdered::new();
         // What has come is counted before its turn: what the broker has sent is no longer in its queue's count.
         let mut in_hand = VecDeque::new();
         let (mut sweeping, mut swept) = (FuturesUnordered::new(), Vec::new());
         let outcome = loop {
-            // Cancel-safe: a stream's `next` and a token keep what they have when they are not the branch that ran.
+            let room = IN_FLIGHT.saturating_sub(in_flight.len()).min(TOGETHER).min(in_hand.len());
+            if room > 0
+                && let Some(mouth) = self.mouth.take()
+            {
+                publishing = Some(publish(Arc::clone(&self.desk), mouth, in_hand.drain(..room).collect()).boxed());
+            }
+            // Cancel-safe: a stream's `next`, a token and a future that is kept have what they had when they are not the branch
+            // that ran.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ok(()),
                 Some(first) = in_flight.next(), if !in_flight.is_empty() => {
-                    if let Err(fault) = self.finish(first, &mut in_flight).await {
+                    if let Err(fault) = self.desk.finish(first, &mut in_flight).await {
                         break Err(fault);
+                    }
+                    self.ring_if_idle();
+                }
+                // Without a limit in time, because an alarm stops publishing for as long as it lasts. A link that is dead ends
+                // this by its heartbeats.
+                Some((back, published)) = OptionFuture::from(publishing.as_mut()) => {
+                    (self.mouth, publishing) = (Some(back), None);
+                    match published {
+                        Ok(published) => in_flight.extend(published),
+                        Err(fault) => break Err(fault),
                     }
                 }
                 delivery = self.consumer.next() => match delivery {
                     Some(Ok(delivery)) => {
                         self.note(&delivery);
                         in_hand.push_back(delivery);
-                        failpoint::hit(self.way.point(Point::TakeBackReceived, Point::GiveBackReceived));
+                        failpoint::hit(self.desk.way.point(Point::TakeBackReceived, Point::GiveBackReceived));
+                        // What has come with it is published with it.
+                        while in_hand.len() < TOGETHER && let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
+                            self.note(&delivery);
+                            in_hand.push_back(delivery);
+                        }
                     }
                     Some(Err(error)) => break Err(Fault::command("consume", error)),
                     None => break Err(Fault::command("consume", lapin::ErrorKind::InvalidChannel(0).into())),
@@ -226,55 +253,74 @@ impl Mover {
                 },
                 Some(asked) = self.sweeps.recv() => {
                     // Changes nothing; what counts is that the answer comes behind the messages.
-                    let consume = self.consume.clone();
+                    let consume = self.desk.consume.clone();
                     sweeping.push(async move {
                         let answer = consume.basic_qos(INTERCEPT_WINDOW, BasicQosOptions::default());
                         (within("sweep", answer).await, asked)
                     });
                 }
             }
-            // Without a limit in time, because an alarm stops publishing for as long as it lasts. A link that is dead ends
-            // this by its heartbeats, and a message whose publishing is given up goes back to its queue.
-            let published = tokio::select! {
-                biased;
-                () = stop.cancelled() => break Ok(()),
-                published = async {
-                    while in_flight.len() < IN_FLIGHT
-                        && let Some(delivery) = in_hand.pop_front()
-                    {
-                        let channel = self.mouth.channel().await?;
-                        in_flight.extend(self.publish(&channel, delivery).await?);
-                    }
-                    Ok(())
-                } => published,
-            };
-            if let Err(fault) = published {
-                break Err(fault);
-            }
         };
-        failpoint::hit(self.way.point(Point::TakeBackStopped, Point::GiveBackStopped));
+        failpoint::hit(self.desk.way.point(Point::TakeBackStopped, Point::GiveBackStopped));
         if outcome.is_ok() {
+            // What is half published may be with the broker already: unless it is seen through, it would be there twice.
             let finish = async {
+                if let Some(publishing) = publishing {
+                    in_flight.extend(publishing.await.1?);
+                }
                 while let Some(first) = in_flight.next().await {
-                    self.finish(first, &mut in_flight).await?;
+                    self.desk.finish(first, &mut in_flight).await?;
                 }
                 Ok::<_, Fault>(())
             };
             let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
         }
-        failpoint::hit(self.way.point(Point::TakeBackFinished, Point::GiveBackFinished));
+        failpoint::hit(self.desk.way.point(Point::TakeBackFinished, Point::GiveBackFinished));
         self.links.rush.over().await;
         // Closing the channel puts back what was delivered and not acked, each message in its place.
-        let _ = within("stop consuming", self.consume.close(200, "done".into())).await;
-        failpoint::hit(self.way.point(Point::TakeBackEnded, Point::GiveBackEnded));
+        let _ = within("stop consuming", self.desk.consume.close(200, "done".into())).await;
+        failpoint::hit(self.desk.way.point(Point::TakeBackEnded, Point::GiveBackEnded));
         drop(self.consumer);
-        self.mouth.close();
-        self.tally.ended.store(true, Relaxed);
+        self.desk.tally.ended.store(true, Relaxed);
         self.bell.notify_one();
         outcome
     }
 
-    /// Acks what has been confirmed: `first`, and everything else that has been by now.
+    /// Counts what has come, and sees whether it came as it should not.
+    fn note(&self, delivery: &Delivery) {
+        let tally = &self.desk.tally;
+        let number = tally.received.fetch_add(1, Relaxed) + 1;
+        let is_probe = header(&delivery.properties, PROBE_HEADER).is_some();
+        if is_probe || delivery.redelivered || number <= tally.waited.load(Relaxed) {
+            return;
+        }
+        match self.desk.way {
+            Way::TakeBack => tally.note_bypass(delivery),
+            Way::GiveBack | Way::Rehome => tally.late.store(true, Relaxed),
+        }
+        self.bell.notify_one();
+    }
+
+    fn ring_if_idle(&self) {
+        if self.desk.tally.idle() {
+            self.bell.notify_one();
+        }
+    }
+}
+
+/// What one mover knows of where its messages go.
+#[derive(Debug)]
+struct Desk {
+    way: Way,
+    names: Names,
+    /// The value of the mark on moved messages that this mover sets, different for each.
+    mark: AMQPValue,
+    consume: Channel,
+    tally: Arc<Tally>,
+}
+
+impl Desk {
+    /// Acks what has been confirmed: `first`, and everything behind it that has been by now.
     ///
     /// lapin hands a returned message to the first publish that is confirmed after it came, whichever that was; its own
     /// publish then looks like one that was taken. So one that was returned puts all of them in doubt, and all of them stay:
@@ -282,16 +328,12 @@ impl Mover {
     ///
     /// # Errors
     /// If one was returned, or the broker says so; then nothing more may be acked.
-    async fn finish(
-        &self,
-        first: Published,
-        in_flight: &mut FuturesUnordered<impl Future<Output = Published>>,
-    ) -> Result<(), Fault> {
-        let mut taken = Vec::new();
+    async fn finish(&self, first: Published, in_flight: &mut FuturesOrdered<InFlight>) -> Result<(), Fault> {
+        let (mut taken, mut last) = (0, 0);
         let mut next = Some(first);
-        while let Some(Published { delivery, exchange, confirm }) = next {
+        while let Some(Published { tag, exchange, confirm }) = next {
             match confirm.map_err(|error| Fault::command("publish a moved message", error))? {
-                Confirmation::Ack(None) => taken.push(delivery),
+                Confirmation::Ack(None) => (taken, last) = (taken + 1, tag),
                 Confirmation::Ack(Some(_)) => return Err(Fault::Nowhere { exchange: exchange.to_string() }),
                 Confirmation::Nack(_) | Confirmation::NotRequested => {
                     return Err(Fault::Silent {
@@ -302,37 +344,15 @@ impl Mover {
             next = in_flight.next().now_or_never().flatten();
         }
         failpoint::hit(self.way.point(Point::TakeBackConfirmed, Point::GiveBackConfirmed));
-        // Side by side, because each waits until lapin has written it.
-        let acks = taken.iter().map(|delivery| within("ack a moved message", delivery.ack(BasicAckOptions::default())));
-        let acked = try_join_all(acks).await?.len();
+        // They were published in the order in which they came, so everything up to the last one is confirmed.
+        within("ack moved messages", self.consume.basic_ack(last, BasicAckOptions { multiple: true })).await?;
         failpoint::hit(self.way.point(Point::TakeBackAcked, Point::GiveBackAcked));
-        self.tally.moved.fetch_add(acked as u64, Relaxed);
-        if self.tally.idle() {
-            self.bell.notify_one();
-        }
+        self.tally.moved.fetch_add(taken, Relaxed);
         Ok(())
     }
 
-    /// Counts what has come, and sees whether it came as it should not.
-    fn note(&self, delivery: &Delivery) {
-        let number = self.tally.received.fetch_add(1, Relaxed) + 1;
-        let is_probe = header(&delivery.properties, PROBE_HEADER).is_some();
-        if is_probe || delivery.redelivered || number <= self.tally.waited.load(Relaxed) {
-            return;
-        }
-        match self.way {
-            Way::TakeBack => self.tally.note_bypass(delivery),
-            Way::GiveBack => self.tally.late.store(true, Relaxed),
-        }
-        self.bell.notify_one();
-    }
-
     /// Publishes one message; the future resolves when the broker has said what became of it.
-    async fn publish(
-        &self,
-        channel: &Channel,
-        delivery: Delivery,
-    ) -> Result<Option<impl Future<Output = Published> + use<>>, Fault> {
+    async fn publish(&self, channel: &Channel, delivery: Delivery) -> Result<Option<InFlight>, Fault> {
         if header(&delivery.properties, PROBE_HEADER).is_some() {
             within("drop a probe", delivery.ack(BasicAckOptions::default())).await?;
             failpoint::hit(Point::GiveBackProbeDropped);
@@ -342,6 +362,7 @@ impl Mover {
         let Destination { exchange, key, properties } = match self.way {
             Way::TakeBack => take_back(&delivery, &self.names, &self.mark),
             Way::GiveBack => give_back(&delivery, &self.names),
+            Way::Rehome => rehome(&delivery, &self.names),
         };
         if let Some(key) = stray_key(self.way, &delivery, &self.names) {
             // It lies here because of a binding that earlier settings made. Left there, that would bring it back for ever, and
@@ -355,8 +376,24 @@ impl Mover {
         let publish = channel.basic_publish(exchange.clone(), key, options, &delivery.data, properties);
         let confirm = publish.await.map_err(|error| Fault::command("publish a moved message", error))?;
         failpoint::hit(self.way.point(Point::TakeBackPublished, Point::GiveBackPublished));
-        Ok(Some(async move { Published { delivery, exchange, confirm: confirm.await } }))
+        let tag = delivery.delivery_tag;
+        Ok(Some(async move { Published { tag, exchange, confirm: confirm.await } }.boxed()))
     }
+}
+
+/// Some messages that are being published, and the mouth for the next ones.
+type Publishing = BoxFuture<'static, (Mouth, Result<Vec<InFlight>, Fault>)>;
+
+/// Published, and not yet confirmed.
+type InFlight = BoxFuture<'static, Published>;
+
+/// Publishes in order. All in one go, because each publish by itself would wake lapin's thread, and write to the socket.
+async fn publish(desk: Arc<Desk>, mut mouth: Mouth, batch: Vec<Delivery>) -> (Mouth, Result<Vec<InFlight>, Fault>) {
+    let published = match mouth.channel().await {
+        Ok(channel) => try_join_all(batch.into_iter().map(|delivery| desk.publish(&channel, delivery))).await,
+        Err(fault) => Err(fault),
+    };
+    (mouth, published.map(|published| published.into_iter().flatten().collect()))
 }
 
 /// Where a mover publishes: a channel of its own, since lapin hands a message that nobody took to whichever publish of the same
@@ -365,13 +402,14 @@ impl Mover {
 #[derive(Debug)]
 pub(super) struct Mouth {
     links: Arc<Links>,
-    opening: JoinHandle<Result<Channel, Fault>>,
+    /// Until it is done.
+    opening: Option<JoinHandle<Result<Channel, Fault>>>,
     channel: Option<Channel>,
 }
 
 impl Mouth {
     pub(super) fn open(links: Arc<Links>) -> Self {
-        let opening = Self::begin(&links);
+        let opening = Some(Self::begin(&links));
         Self { links, opening, channel: None }
     }
 
@@ -386,21 +424,28 @@ impl Mouth {
             if let Some(channel) = &self.channel {
                 return Ok(channel.clone());
             }
-            let opened = (&mut self.opening).await;
+            let opening = self.opening.get_or_insert_with(|| Self::begin(&self.links));
+            let opened = opening.await;
+            self.opening = None;
             match opened.unwrap_or_else(|panic| Err(Fault::Silent { doing: format!("open a channel ({panic})") })) {
                 Ok(channel) => self.channel = Some(channel),
-                Err(Fault::Blocked) => self.opening = Self::begin(&self.links),
+                Err(Fault::Blocked) => {}
                 Err(fault) => return Err(fault),
             }
         }
     }
+}
 
-    /// In its own time: nothing waits for it.
-    pub(super) fn close(mut self) {
-        tokio::spawn(async move {
-            let opened = match self.channel.take() {
-                Some(channel) => Some(channel),
-                None => (&mut self.opening).await.ok().and_then(Result::ok),
+impl Drop for Mouth {
+    /// The channel closes in its own time: nothing waits for it.
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (channel, opening) = (self.channel.take(), self.opening.take());
+        runtime.spawn(async move {
+            let opened = match (channel, opening) {
+                (Some(channel), _) => Some(channel),
+                (None, Some(opening)) => opening.await.ok().and_then(Result::ok),
+                (None, None) => None,
             };
             if let Some(channel) = opened {
                 let _ = within("stop publishing", channel.close(200, "done".into())).await;
@@ -411,7 +456,7 @@ impl Mouth {
 
 /// A message that was published where it belongs, and what the broker says of it.
 struct Published {
-    delivery: Delivery,
+    tag: u64,
     exchange: ShortString,
     confirm: lapin::Result<Confirmation>,
 }

@@ -110,7 +110,7 @@ impl Topology<'_> {
         Ok(())
     }
 
-    async fn send(&self, publish: &Channel, entry: &ShortString, key: &str, id: &str) -> Result<(), Fault> {
+    pub(super) async fn send(&self, publish: &Channel, entry: &ShortString, key: &str, id: &str) -> Result<(), Fault> {
         let mut headers = FieldTable::default();
         headers.insert(PROBE_HEADER.into(), AMQPValue::LongString(id.into()));
         let properties = BasicProperties::default().with_headers(headers);
@@ -148,7 +148,7 @@ impl Topology<'_> {
         Ok(())
     }
 
-    fn not_held(&self, key: &str, what: &str) -> Fault {
+    pub(super) fn not_held(&self, key: &str, what: &str) -> Fault {
         let (intake, held, vhost) = (&self.names.intake, &self.names.intake_held, self.vhost);
         Fault::Topology {
             doing: format!("hold messages for the key {key} of the intake {intake} in {held}"),

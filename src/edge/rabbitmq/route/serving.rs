@@ -11,7 +11,7 @@ use std::{
 use futures_util::StreamExt;
 use lapin::{Channel, Consumer};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, oneshot},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -21,14 +21,13 @@ use super::{
     mover::Tally,
     names::Names,
     owner,
-    settling::{Settling, balance},
+    settling::{Progress, Settling, balance},
     topology::{self, Topology},
 };
 use crate::{
     clock,
     edge::{
         Ends, Memory,
-        celery::Command,
         fault::Fault,
         links::Connect,
         rabbitmq::{links::Links, remote},
@@ -86,6 +85,8 @@ pub(super) async fn serve(
         movers: Vec::new(),
         feedings: Vec::new(),
         settling: None,
+        progress: None,
+        recycling: None,
         maybe_deaf,
     };
     let before = serving.take_back().await?;
@@ -126,6 +127,10 @@ struct Serving<'a> {
     /// What feeds the lane, and what fed it until a moment ago.
     feedings: Vec<(CancellationToken, AbortOnDropHandle<Result<(), Fault>>)>,
     settling: Option<Settling>,
+    /// What is still being moved after its account was told.
+    progress: Option<Progress>,
+    /// Makes the worker start anew.
+    recycling: Option<AbortOnDropHandle<()>>,
     maybe_deaf: &'a mut bool,
 }
 
@@ -152,6 +157,7 @@ impl Serving<'_> {
                 done = wanted.change;
             }
             let settling = self.settling.is_some();
+            let progress_at = self.progress.as_ref().map_or_else(Instant::now, Progress::look_at);
             let folded = self.movers.iter().any(|moving| moving.tally.has_news());
             // Cancel-safe: watch, notify, token and stream keep what is not taken; the timer is made anew.
             tokio::select! {
@@ -169,6 +175,7 @@ impl Serving<'_> {
                 },
                 () = self.bell.notified() => {}
                 () = sleep(SETTLE_LOOK), if settling => {}
+                () = sleep_until(progress_at), if self.progress.is_some() => {}
                 () = sleep_until(fold_until), if folded => {}
                 () = sleep_until(look_at) => {
                     let mut newer = ends.wanted.clone();
@@ -184,6 +191,7 @@ impl Serving<'_> {
             }
             self.check_movers().await?;
             self.settle(ends).await?;
+            self.tell_progress(ends).await?;
             if Instant::now() >= fold_until && (self.tell_bypass(ends).await? | self.mend().await?) {
                 fold_until = Instant::now() + FOLD;
             }
@@ -214,7 +222,8 @@ impl Serving<'_> {
             (Edge::Shut, false) | (Edge::Open, true) => {
                 ends.tell(name, EdgeReport::Is(wanted, clock::now().mono)).await;
                 let (change, account) = (wanted.change, Account::default());
-                ends.tell(name, EdgeReport::Settled { change, account, exposed: None }).await;
+                let blocked = self.links.is_blocked();
+                ends.tell(name, EdgeReport::Settled { change, account, exposed: None, blocked }).await;
                 Ok(())
             }
         }
@@ -242,11 +251,16 @@ impl Serving<'_> {
         let before = self.take_back().await?;
         failpoint::hit(Point::ShutTakingBack);
         let (links, worker) = (Arc::clone(self.links), self.route.worker.name.clone());
-        let ask = tokio::spawn(async move { remote::exposed(&links, &worker).await });
+        let (asked, answered) = oneshot::channel();
+        let ask = tokio::spawn(async move {
+            let exposed = remote::exposed(&links, &worker).await;
+            // Whether anybody waits for it is no matter.
+            let _ = asked.send(());
+            exposed
+        });
         let exposed = Some(AbortOnDropHandle::new(ask));
         if wanted.quarantine && self.route.worker.on_quarantine == OnQuarantine::Recycle {
-            failpoint::hit(Point::RecycleBegun);
-            self.command(Command::Shutdown);
+            self.recycle(ends, answered);
         }
         self.settling = Some(Settling::new(wanted, before, exposed));
         Ok(())
@@ -255,7 +269,7 @@ impl Serving<'_> {
     async fn open(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
         let urgent = self.links.rush.begin();
         self.stop_moving();
-        self.settling = None;
+        (self.settling, self.recycling) = (None, None);
         // From the first command on, a fault has something to take away again.
         self.open = true;
         failpoint::hit(Point::OpenBegun);
@@ -325,8 +339,12 @@ impl Serving<'_> {
             Some(_) => Some(Exposed::Unknown("the worker did not answer in time".to_owned())),
             None => None,
         };
-        ends.tell(&self.route.worker.name, EdgeReport::Settled { change, account, exposed }).await;
+        let blocked = self.links.is_blocked();
+        ends.tell(&self.route.worker.name, EdgeReport::Settled { change, account, exposed, blocked }).await;
         failpoint::hit(Point::SettleTold);
+        if account.left > 0 {
+            self.progress = Some(Progress::new(account));
+        }
         // Once more: commands travel apart, and a late one to stop may have come after the one to go on.
         if self.open {
             self.wake().await?;

@@ -35,6 +35,49 @@ impl Settling {
     }
 }
 
+/// Between two looks at what takes long to be moved.
+const PROGRESS_LOOK: Duration = Duration::from_secs(1);
+/// Between two lines of the log about it.
+const PROGRESS_LOG: Duration = Duration::from_secs(5);
+
+/// How far a move has come whose account was told before its end.
+#[derive(Debug)]
+pub(super) struct Progress {
+    told: Account,
+    look_at: Instant,
+    log_at: Instant,
+}
+
+impl Progress {
+    /// Goes on from what was told.
+    pub(super) fn new(told: Account) -> Self {
+        let now = Instant::now();
+        Self { told, look_at: now + PROGRESS_LOOK, log_at: now + PROGRESS_LOG }
+    }
+
+    pub(super) fn look_at(&self) -> Instant {
+        self.look_at
+    }
+
+    /// How many are left, given how many are moved and how many can be seen: what the broker has sent and the mover has not
+    /// taken yet is counted by neither of them.
+    pub(super) fn left(&self, moved: u64, seen: u64) -> u64 {
+        if seen == 0 { 0 } else { seen.max((self.told.moved + self.told.left).saturating_sub(moved)) }
+    }
+
+    /// Where it stands, given how many are moved and how many wait; and whether that is to be logged. `None` at the end.
+    pub(super) fn look(&mut self, moved: u64, left: u64) -> (Option<Account>, bool) {
+        let now = Instant::now();
+        self.look_at = now + PROGRESS_LOOK;
+        let logs = now >= self.log_at || left == 0;
+        if logs {
+            self.log_at = now + PROGRESS_LOG;
+        }
+        let account = balance(self.told.before.max(moved + left), moved, left);
+        ((left > 0).then_some(account), logs)
+    }
+}
+
 /// What came while the moving went on was waiting as well, if it has been moved. What is still there is counted while messages
 /// go from the queue into the mover's hands, and so perhaps twice: it is never more than what is not moved. What is missing was
 /// taken by somebody else.

@@ -4,13 +4,14 @@ use futures_util::{future::try_join_all, try_join};
 use lapin::{
     Channel, ExchangeKind,
     options::{
-        ConfirmSelectOptions, ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-        ExchangeUnbindOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeUnbindOptions, QueueBindOptions,
+        QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
 
 use super::names::Names;
+pub(super) use crate::edge::rabbitmq::wire::{open, publishing};
 use crate::{
     amqp::Link,
     edge::fault::{Fault, is_refusal, within},
@@ -299,32 +300,13 @@ pub(super) async fn waiting(channel: &Channel, queue: &ShortString) -> Result<u6
 }
 
 /// How many consume a queue.
-pub(super) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<u32, Fault> {
+pub(in crate::edge::rabbitmq) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<u32, Fault> {
     Ok(count(channel, queue).await?.consumer_count())
 }
 
 pub(super) async fn count(channel: &Channel, queue: &ShortString) -> Result<lapin::Queue, Fault> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     within("count a queue", channel.queue_declare(queue.clone(), options, FieldTable::default())).await
-}
-
-/// A new channel.
-pub(in crate::edge::rabbitmq) async fn open(link: &Link) -> Result<Channel, Fault> {
-    within("open a channel", link.connection().create_channel()).await
-}
-
-/// A channel for messages. An alarm stops everything on the connection that publishes, and that is no reason to end the
-/// other workers' connections.
-pub(in crate::edge::rabbitmq) async fn publishing(link: &Link) -> Result<Channel, Fault> {
-    let opened = async {
-        let channel = open(link).await?;
-        within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(channel)
-    };
-    match opened.await {
-        Err(Fault::Silent { .. }) => Err(Fault::Blocked),
-        opened => opened,
-    }
 }
 
 fn kind(kind: IntakeType) -> ExchangeKind {

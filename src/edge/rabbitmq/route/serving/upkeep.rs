@@ -1,15 +1,19 @@
 //! Looking after the way: what somebody took apart is made again, and what came past it is reported.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use futures_util::try_join;
+use lapin::types::ShortString;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::Serving;
 use crate::{
     edge::{
         Ends,
+        bypass::Rightly,
         fault::Fault,
-        rabbitmq::{links::Links, route::topology},
+        rabbitmq::{links::Links, recycling::Recycling, route::topology},
+        recycle,
     },
     failpoint::{self, Point},
     model::EdgeReport,
@@ -54,26 +58,64 @@ impl Serving<'_> {
         if self.open { self.topology.open_edge(&self.control).await } else { Ok(()) }
     }
 
+    /// Makes the worker start anew.
+    pub(super) fn recycle(&mut self, ends: &Ends<Links>, answered: oneshot::Receiver<()>) {
+        let (worker, links) = (&self.route.worker, Arc::clone(self.links));
+        let hands = Recycling { links, worker: worker.name.clone(), lane: self.names.lane.clone() };
+        self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
+    }
+
+    /// Says how far a move has come that outlasts its account, in the log and for whoever asks.
+    pub(super) async fn tell_progress(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
+        let Some(mut progress) = self.progress.take() else { return Ok(()) };
+        if self.settling.is_some() {
+            // Something else is moved now, and has an account of its own.
+            ends.tell(&self.route.worker.name, EdgeReport::Moving(None)).await;
+            return Ok(());
+        }
+        if Instant::now() < progress.look_at() {
+            self.progress = Some(progress);
+            return Ok(());
+        }
+        let queues = if self.open { self.holding_queues() } else { vec![self.names.lane.clone()] };
+        let mut left = 0;
+        for queue in queues {
+            left += topology::waiting(&self.control, &queue).await?;
+        }
+        let tallies = self.movers.iter().filter(|moving| !moving.stop.is_cancelled()).map(|moving| &moving.tally);
+        let (moved, in_hand) = tallies
+            .fold((0, 0), |(moved, in_hand), tally| (moved + tally.moved.load(Relaxed), in_hand + tally.in_hand()));
+        let left = progress.left(moved, left + in_hand);
+        let (account, logs) = progress.look(moved, left);
+        if logs {
+            let worker = &self.route.worker.name;
+            tracing::info!(%worker, moved, left, blocked = self.links.is_blocked(), "moving messages");
+        }
+        if account.is_some() {
+            self.progress = Some(progress);
+        }
+        ends.tell(&self.route.worker.name, EdgeReport::Moving(account)).await;
+        Ok(())
+    }
+
     /// Reports what came past the shut edge, and takes the binding away that it came by. True if there was something.
     pub(super) async fn tell_bypass(&mut self, ends: &Ends<Links>) -> Result<bool, Fault> {
-        let mut told = false;
-        for moving in &self.movers {
-            let bypass = moving.tally.take_bypass();
-            if bypass.messages == 0 {
-                continue;
-            }
-            told = true;
-            for (exchange, key) in &bypass.ways {
-                if exchange == &self.names.intake {
-                    self.topology.unbind_foreign(&self.control, key.as_str()).await?;
-                    failpoint::hit(Point::BypassUnbound);
-                }
-            }
-            let ways = bypass.ways.iter().map(|(exchange, key)| format!("exchange '{exchange}' key '{key}'")).collect();
-            let report = EdgeReport::Bypass { messages: bypass.messages, ways };
-            ends.tell(&self.route.worker.name, report).await;
-            failpoint::hit(Point::BypassTold);
+        let came: Vec<_> = self.movers.iter().flat_map(|moving| moving.tally.take_bypass()).collect();
+        if came.is_empty() {
+            return Ok(false);
         }
-        Ok(told)
+        for (exchange, key, _) in &came {
+            if exchange == &self.names.intake {
+                self.topology.unbind_foreign(&self.control, key.as_str()).await?;
+                failpoint::hit(Point::BypassUnbound);
+            }
+        }
+        let rightly = Rightly::of(&self.route.worker.lane, &self.route.worker.edge);
+        let way = |(exchange, key, messages): &(ShortString, ShortString, u64)| {
+            rightly.past(exchange.as_str(), key.as_str(), *messages)
+        };
+        ends.tell(&self.route.worker.name, EdgeReport::Bypass(came.iter().map(way).collect())).await;
+        failpoint::hit(Point::BypassTold);
+        Ok(true)
     }
 }

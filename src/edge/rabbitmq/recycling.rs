@@ -1,0 +1,75 @@
+//! What recycling needs, on RabbitMQ: the worker's mailbox, its events, and how many consume its lane.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use lapin::{
+    options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{FieldTable, ShortString},
+};
+use serde_json::Value;
+
+use super::{
+    links::Links,
+    remote::{self, Sent},
+    route::consumers,
+    wire::open,
+};
+use crate::{
+    edge::{
+        celery::{self, Command, EVENTS},
+        fault::{Fault, within},
+        recycle::Hands,
+    },
+    model::WorkerName,
+};
+
+/// While the edge is shut the gate consumes the lane, too.
+const OWN: u32 = 1;
+
+/// One worker's.
+#[derive(Debug)]
+pub(super) struct Recycling {
+    pub(super) links: Arc<Links>,
+    pub(super) worker: WorkerName,
+    pub(super) lane: ShortString,
+}
+
+impl Hands for Recycling {
+    async fn shut_down(&self) -> Result<bool, Fault> {
+        let sent = remote::send(&self.links, &self.worker, self.lane.as_str(), Command::Shutdown).await?;
+        Ok(sent == Sent::Delivered)
+    }
+
+    async fn process(&self) -> Result<u32, Fault> {
+        let doing = "listen to Celery's events";
+        let channel = open(&self.links.moves).await?;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let declare = channel.queue_declare(ShortString::default(), options, FieldTable::default());
+        let queue = within(doing, declare).await?.name().clone();
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        let bind = channel.queue_bind(queue.clone(), EVENTS.into(), "worker.#".into(), options, arguments);
+        within(doing, bind).await?;
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let consume = channel.basic_consume(queue, ShortString::default(), options, FieldTable::default());
+        let mut events = within(doing, consume).await?;
+        let node = celery::node(&self.worker);
+        let pid = loop {
+            let Some(event) = events.next().await else { return Err(Fault::LinkDown) };
+            let event = event.map_err(|error| Fault::command(doing, error))?;
+            if let Some(pid) = celery::process(&serde_json::from_slice::<Value>(&event.data).unwrap_or_default(), &node)
+            {
+                break pid;
+            }
+        };
+        let _ = channel.close(200, "done".into()).await;
+        Ok(pid)
+    }
+
+    async fn consumes(&self) -> Result<bool, Fault> {
+        let channel = open(&self.links.control).await?;
+        let found = consumers(&channel, &self.lane).await? > OWN;
+        let _ = channel.close(200, "done".into()).await;
+        Ok(found)
+    }
+}

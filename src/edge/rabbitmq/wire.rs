@@ -1,0 +1,100 @@
+//! Channels, private queues, and Celery's questions: what edges and `doctor` alike do on a connection.
+
+use lapin::{
+    BasicProperties, Channel, Consumer, ExchangeKind, PublisherConfirm,
+    options::{
+        BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+        QueueDeclareOptions,
+    },
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use crate::{
+    amqp::Link,
+    edge::{
+        celery::{self, REPLIES},
+        fault::{Fault, is_refusal, within},
+    },
+};
+
+/// A new channel.
+pub(crate) async fn open(link: &Link) -> Result<Channel, Fault> {
+    within("open a channel", link.connection().create_channel()).await
+}
+
+/// A channel for messages. An alarm stops everything on the connection that publishes, and that is no reason to end the
+/// other workers' connections.
+pub(crate) async fn publishing(link: &Link) -> Result<Channel, Fault> {
+    let opened = async {
+        let channel = open(link).await?;
+        within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    };
+    match opened.await {
+        Err(Fault::Silent { .. }) => Err(Fault::Blocked),
+        opened => opened,
+    }
+}
+
+/// Whether there is an exchange of this name.
+pub(crate) async fn has_exchange(link: &Link, exchange: &str) -> Result<bool, Fault> {
+    let channel = open(link).await?;
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let declare = channel.exchange_declare(exchange.into(), ExchangeKind::Direct, passive, FieldTable::default());
+    match within("find an exchange", declare).await {
+        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(false),
+        there => {
+            let _ = channel.close(200, "done".into()).await;
+            there.map(|()| true)
+        }
+    }
+}
+
+/// A queue of this connection's own, and what comes to it.
+pub(crate) async fn listen(channel: &Channel, doing: &str) -> Result<(ShortString, Consumer), Fault> {
+    let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let declare = channel.queue_declare(ShortString::default(), own, FieldTable::default());
+    let queue = within(doing, declare).await?.name().clone();
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let consume = channel.basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default());
+    Ok((queue, within(doing, consume).await?))
+}
+
+/// The same for answers of Celery's workers, which they publish to the exchange that Celery has for it, with the queue's name
+/// as the key. By the anonymous exchange it would go as well, but then a worker would need leave to publish to every queue.
+pub(crate) async fn hear_celery(channel: &Channel) -> Result<(ShortString, Consumer), Fault> {
+    let doing = "listen for Celery's remote control";
+    // As kombu declares it (kombu/pidbox.py, `_get_reply_exchange`).
+    let (options, none) = (ExchangeDeclareOptions::default(), FieldTable::default());
+    within(doing, channel.exchange_declare(REPLIES.into(), ExchangeKind::Direct, options, none)).await?;
+    let (queue, answers) = listen(channel, doing).await?;
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    within(doing, channel.queue_bind(queue.clone(), REPLIES.into(), queue.clone(), options, none)).await?;
+    Ok((queue, answers))
+}
+
+/// One message as kombu's pidbox reads it, with this body.
+pub(crate) async fn ask_celery(
+    mouth: &Channel,
+    exchange: &str,
+    key: &ShortString,
+    body: &str,
+) -> Result<PublisherConfirm, Fault> {
+    let mut headers = FieldTable::default();
+    headers.insert("clock".into(), AMQPValue::LongLongInt(1));
+    headers.insert("expires".into(), AMQPValue::Double(celery::expires()));
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("utf-8".into())
+        .with_delivery_mode(1)
+        .with_headers(headers);
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let posting = mouth.basic_publish(exchange.into(), key.clone(), options, body.as_bytes(), properties);
+    within("send to Celery's remote control", posting).await
+}
+
+/// The ticket on an answer of Celery's, which says what it answers.
+pub(crate) fn ticket(properties: &BasicProperties) -> Option<String> {
+    let ticket = properties.headers().as_ref()?.inner().get(celery::TICKET)?.as_long_string()?;
+    Some(ticket.to_string())
+}

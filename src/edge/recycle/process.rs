@@ -1,0 +1,106 @@
+//! A worker's process on this machine, as far as one may be sure that it is that.
+
+use std::{fs, os::unix::fs::MetadataExt};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, User, geteuid},
+};
+
+/// One that may get a SIGTERM.
+#[derive(Debug)]
+pub(super) struct Process(Pid);
+
+impl Process {
+    /// The process of this number, if it is a Celery worker of that user (the gate's own, if none is named). The number comes from an event, and may be of another
+    /// machine or container, or be forged; the reason against it is a sentence's end.
+    pub(super) fn find(pid: u32, user: Option<&str>) -> Result<Self, String> {
+        let user = match user {
+            None => geteuid(),
+            Some(name) => match User::from_name(name) {
+                Ok(Some(user)) => user.uid,
+                Ok(None) | Err(_) => return Err(format!("there is no user {name}")),
+            },
+        };
+        let number = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or("that is no process number")?;
+        if pid == std::process::id() {
+            return Err("that is the gate itself".to_owned());
+        }
+        let folder = format!("/proc/{pid}");
+        let found = fs::metadata(&folder).map_err(|_| "there is no such process on this machine")?;
+        if found.uid() != user.as_raw() {
+            return Err(format!("it belongs to uid {}, and the worker to uid {user}", found.uid()));
+        }
+        let words =
+            |file: &str| fs::read(format!("{folder}/{file}")).map_err(|error| format!("{folder}/{file}: {error}"));
+        let command = words("cmdline")?;
+        // `celery -A app worker`, `python -m celery`, or the title that setproctitle gives it: [celeryd: codex-0@host:MainProcess].
+        if !String::from_utf8_lossy(&command).contains("celery") {
+            return Err("its command line does not say celery".to_owned());
+        }
+        if is_remapped(&words("environ")?) {
+            return Err("it has REMAP_SIGTERM in its environment, which makes SIGTERM drop running tasks".to_owned());
+        }
+        Ok(Self(Pid::from_raw(number)))
+    }
+
+    pub(super) fn terminate(&self) -> Result<(), String> {
+        kill(self.0, Signal::SIGTERM).map_err(|error| error.desc().to_owned())
+    }
+}
+
+/// Whether SIGTERM is a cold shutdown for this worker (celery/apps/worker.py, `REMAP_SIGTERM`).
+fn is_remapped(environ: &[u8]) -> bool {
+    environ.split(|byte| *byte == 0).any(|entry| entry.starts_with(b"REMAP_SIGTERM=") && entry != b"REMAP_SIGTERM=")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    struct Stand(Child);
+
+    impl Stand {
+        fn new(name: &str, env: &[(&str, &str)]) -> Self {
+            // Its command line holds the name as a shell's $0.
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo; read never", name]).envs(env.iter().copied());
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut ready = [0];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+            Self(child)
+        }
+    }
+
+    impl Drop for Stand {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_process_that_may_not_be_the_worker_gets_no_signal() {
+        let refused = |pid, user| Process::find(pid, user).unwrap_err();
+        assert!(refused(std::process::id(), None).contains("the gate itself"));
+        assert!(refused(0, None).contains("no process number") && refused(1, None).contains("no process number"));
+        assert!(refused(i32::MAX as u32, None).contains("no such process"));
+        assert!(refused(u32::MAX, None).contains("no process number"));
+        let other = Stand::new("other", &[]);
+        assert!(refused(other.0.id(), None).contains("does not say celery"));
+        assert!(refused(other.0.id(), Some("nobody")).contains("belongs to uid"));
+        assert!(refused(other.0.id(), Some("no such user")).contains("no user"));
+        let cold = Stand::new("celery", &[("REMAP_SIGTERM", "SIGQUIT")]);
+        assert!(refused(cold.0.id(), None).contains("REMAP_SIGTERM"));
+    }
+
+    #[test]
+    fn a_celery_process_of_the_user_gets_sigterm() {
+        let mut worker = Stand::new("celery", &[("REMAP_SIGTERM", "")]);
+        Process::find(worker.0.id(), None).unwrap().terminate().unwrap();
+        let ended = worker.0.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(Signal::SIGTERM as i32));
+    }
+}
