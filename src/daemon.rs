@@ -300,10 +300,13 @@ impl Daemon {
         parts.probes.shutdown().await;
         self.outbox.offer(about_gate(FactKind::GateOffline, clock::now()));
         parts.stop_edges.cancel();
-        let left = self.outbox.flush(until - Duration::from_millis(500)).await;
+        let goodbye_at = until - Duration::from_millis(500);
+        let left = self.outbox.flush(goodbye_at).await;
         if left.unwritten + left.unpublished > 0 {
             tracing::warn!(left.unwritten, left.unpublished, "stopped before every fact was out");
         }
+        // A link that ends first takes the way from under them: what was moved and not yet acked would be there twice.
+        let _ = timeout_at(goodbye_at, self.crew.gone()).await;
         parts.stop_links.cancel();
         while let Ok(Some(_)) = timeout_at(until, parts.tasks.join_next()).await {}
         if !parts.tasks.is_empty() {

@@ -37,6 +37,7 @@ pub mod clock;
 pub mod daemon;
 pub mod doctor;
 pub mod edge;
+pub mod failpoint;
 mod hash;
 pub mod identity;
 pub mod model;

@@ -99,6 +99,13 @@ impl Crew {
         self.edges.insert(worker.name.clone(), Edge { want, stop, gone });
     }
 
+    /// Ends when every edge that was told to stop has let go of its worker. Cancel-safe.
+    pub(super) async fn gone(&self) {
+        for edge in self.edges.values() {
+            edge.gone.cancelled().await;
+        }
+    }
+
     /// Runs the checks of these identities, and no others any more. What runs is ended.
     pub(super) fn run_checks(
         &mut self,

@@ -9,7 +9,10 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::model::{Exposed, ExposedTask, Since, WorkerName};
+use crate::{
+    failpoint::Point,
+    model::{Exposed, ExposedTask, Since, WorkerName},
+};
 
 /// The fanout exchange of all mailboxes.
 pub(crate) const PIDBOX: &str = "celery.pidbox";
@@ -40,6 +43,15 @@ impl Command {
             Self::CancelConsumer => ("cancel_consumer", json!({ "queue": lane })),
             Self::AddConsumer => ("add_consumer", json!({ "queue": lane })),
             Self::Shutdown => ("shutdown", json!({})),
+        }
+    }
+
+    /// The point at which it has been sent.
+    pub(super) const fn sent(self) -> Point {
+        match self {
+            Self::CancelConsumer => Point::CancelSent,
+            Self::AddConsumer => Point::WakeSent,
+            Self::Shutdown => Point::RecycleSent,
         }
     }
 }

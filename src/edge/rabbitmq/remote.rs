@@ -21,6 +21,7 @@ use crate::{
         celery::{self, ANSWER_LIMIT, Command, REPLIES, ticket},
         fault::{Fault, within},
     },
+    failpoint,
     model::{Exposed, ExposedTask, WorkerName},
 };
 
@@ -40,7 +41,8 @@ pub(in crate::edge) async fn send(
 ) -> Result<Sent, Fault> {
     let (method, arguments) = command.call(lane);
     let remote = links.remote().await?;
-    remote.post(&Node::of(worker), method, &arguments, &ticket(), None).await
+    let sent = remote.post(&Node::of(worker), method, &arguments, &ticket(), None).await;
+    sent.inspect(|_| failpoint::hit(command.sent()))
 }
 
 /// What the worker has prefetched or started.

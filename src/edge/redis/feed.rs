@@ -19,6 +19,7 @@ use super::{
 use crate::{
     clock,
     edge::{Edge, Ends, Memory, bypass::Rightly, fault::Fault, recycle},
+    failpoint::{self, Point},
     model::{self, Account, EdgeReport, Wanted, WorkerName},
     settings::{self, FeedIntake, OnQuarantine, Worker},
 };
@@ -69,15 +70,19 @@ impl Feed {
         }
         let proven = proof.invoke_async::<u8>(&mut connection).await;
         proven.map_err(|error| fault("get leave for what an edge does", error))?;
+        failpoint::hit(Point::RedisProven);
         let value = self.own(links, &keys, &mut connection).await?;
+        failpoint::hit(Point::RedisOwned);
         let binding = self.binding(links);
         let put_back = Script::new(include_str!("scripts/put_back.lua"));
         let mut serving =
             Serving { edge: self, links, keys, value, connection, put_back, open: false, recycling: None };
         // Start shut: what an earlier owner fed and nobody took goes back before anything else.
         serving.put_back(PutBack::Shut).await?;
+        failpoint::hit(Point::RedisEmptied);
         if let Some(binding) = &binding {
             binding.make(&mut serving.connection).await?;
+            failpoint::hit(Point::RedisBound);
         }
         memory.worked = true;
         let (worker, feed) = (&serving.edge.worker, &serving.edge.feed);
@@ -181,6 +186,7 @@ impl Serving<'_> {
                 Some(()) = rebound.recv() => {
                     let Some(binding) = binding else { continue };
                     let keys = binding.make(&mut self.connection).await?;
+                    failpoint::hit(Point::RedisRebound);
                     if !keys.is_empty() {
                         let way = |key: &String| self.rightly().past(&binding.exchange, key, 0);
                         ends.tell(&name, EdgeReport::Bypass(keys.iter().map(way).collect())).await;
@@ -204,6 +210,7 @@ impl Serving<'_> {
             }
         }
         ends.tell(name, EdgeReport::Is(wanted, clock::now().mono)).await;
+        failpoint::hit(if self.open { Point::RedisOpenTold } else { Point::RedisShutTold });
         let account = Account { before: moved, moved, left: 0, taken: 0 };
         let change = wanted.change;
         if wanted.edge == model::Edge::Open || !was_open {
@@ -220,6 +227,7 @@ impl Serving<'_> {
             let _ = asked.send(());
         });
         if self.recycles(wanted) {
+            failpoint::hit(Point::RecycleBegun);
             self.recycle(ends, answered);
         }
         Ok(())
@@ -242,6 +250,7 @@ impl Serving<'_> {
     }
 
     async fn open(&mut self) -> Result<(), Fault> {
+        failpoint::hit(Point::RedisOpenBegun);
         let script = Script::new(include_str!("scripts/open.lua"));
         let mut invocation = script.prepare_invoke();
         invocation.key(&self.keys.owner).key(&self.keys.edge).arg(&self.value);
@@ -253,6 +262,7 @@ impl Serving<'_> {
         }
         self.open = true;
         self.recycling = None;
+        failpoint::hit(Point::RedisOpened);
         self.links.feeder.set_open(&self.edge.worker.name, true);
         Ok(())
     }
@@ -261,7 +271,8 @@ impl Serving<'_> {
     async fn shut(&mut self) -> Result<u64, Fault> {
         self.links.feeder.set_open(&self.edge.worker.name, false);
         self.open = false;
-        self.put_back(PutBack::Shut).await
+        failpoint::hit(Point::RedisShutBegun);
+        self.put_back(PutBack::Shut).await.inspect(|_| failpoint::hit(Point::RedisShut))
     }
 
     async fn put_back(&mut self, what: PutBack) -> Result<u64, Fault> {
@@ -274,7 +285,9 @@ impl Serving<'_> {
     /// expire.
     async fn let_go(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
         self.links.feeder.remove(&self.edge.worker.name);
+        failpoint::hit(Point::RedisLetGoBegun);
         self.put_back(PutBack::Release).await?;
+        failpoint::hit(Point::RedisLetGo);
         if self.open {
             self.open = false;
             ends.tell(&self.edge.worker.name, EdgeReport::Is(Wanted::shut(), clock::now().mono)).await;

@@ -16,7 +16,12 @@ use tokio::{
 };
 
 use super::{fault, keys::Keys, presence::Presence, remote::Remote};
-use crate::{edge::fault::Fault, model::WorkerName, redis::Pushes};
+use crate::{
+    edge::fault::Fault,
+    failpoint::{self, Point},
+    model::WorkerName,
+    redis::Pushes,
+};
 
 /// The most moves of one round, all workers together. Redis does nothing else meanwhile: at about a microsecond a move this is
 /// less than a millisecond of it.
@@ -257,6 +262,7 @@ impl Feeder {
             if renews {
                 renewed = Some(now);
             }
+            failpoint::hit(Point::RedisRound);
             let moved: u64 = said.iter().map(|(moved, _, _)| u64::try_from(*moved).unwrap_or_default()).sum();
             let after = self.after(&plans, &said, &remote);
             let has_put_back = !after.put_back.is_empty();
@@ -266,6 +272,7 @@ impl Feeder {
             // What the gate has written itself is not tracked before it is read again. And a worker that was waiting at the lane
             // is served right behind the script, of which tracking tells nothing (Redis 7.0, t_list.c): only looking does.
             if moved > 0 || has_put_back {
+                failpoint::hit(Point::RedisMoved);
                 continue;
             }
             let now = Instant::now();
@@ -361,7 +368,9 @@ impl Feeder {
     }
 
     async fn put_back(&self, connection: &mut MultiplexedConnection, plan: &Plan, bypass: bool) -> Result<(), Fault> {
+        failpoint::hit(Point::RedisPutBackBegun);
         let (moved, oldest) = put_back(&self.put_back, connection, &plan.keys, &plan.value, PutBack::Lane).await?;
+        failpoint::hit(Point::RedisPutBack);
         if bypass
             && moved > 0
             && let Some(slot) = self.slots().get(&plan.name)

@@ -23,6 +23,7 @@ use crate::{
         celery::{self, ANSWER_LIMIT, Command, EVENTS, PIDBOX, TICKET},
         fault::Fault,
     },
+    failpoint,
     model::{Exposed, WorkerName},
     redis::{Link, Pushes, envelope},
 };
@@ -109,7 +110,8 @@ impl Remote {
     /// Sends a command without an answer.
     pub(super) async fn send(&self, worker: &WorkerName, lane: &str, command: Command) -> Result<(), Fault> {
         let (method, arguments) = command.call(lane);
-        self.post(worker, method, &arguments, &celery::ticket(), false).await
+        let sent = self.post(worker, method, &arguments, &celery::ticket(), false).await;
+        sent.inspect(|()| failpoint::hit(command.sent()))
     }
 
     async fn ask(&self, worker: &WorkerName, method: &str) -> Result<Value, Fault> {

@@ -305,6 +305,11 @@ impl Gate {
         status.unwrap_or_else(|| panic!("it did not stop:\n{}", tail(&self.process.output())))
     }
 
+    /// SIGTERM, and no wait.
+    pub(crate) fn terminate(&mut self) {
+        self.process.signal(Signal::SIGTERM);
+    }
+
     /// SIGKILL; returns when it is gone.
     pub(crate) fn kill(mut self) {
         self.process.kill();
@@ -333,7 +338,7 @@ impl Gate {
     }
 
     /// Whether it still runs.
-    fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         nix::sys::wait::waitid(
             nix::sys::wait::Id::Pid(self.process.pid()),
             nix::sys::wait::WaitPidFlag::WEXITED

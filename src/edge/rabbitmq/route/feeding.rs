@@ -34,6 +34,7 @@ use crate::{
         fault::{Fault, within},
         rabbitmq::links::Links,
     },
+    failpoint::{self, Point},
     model::WorkerName,
     settings::Feed,
 };
@@ -102,6 +103,7 @@ impl Feeding {
     ) -> Result<Self, Fault> {
         let mouth = Mouth::open(Arc::clone(&links));
         let (consume, look) = tokio::try_join!(topology::open(&links.moves), topology::open(&links.moves))?;
+        failpoint::hit(Point::FeedStarted);
         Ok(Self { worker, names, shared, feed, links, consume, look, mouth, bell, absent_since: None })
     }
 
@@ -111,10 +113,12 @@ impl Feeding {
     /// The broker's, with everything in hand back in the queue as soon as the channel is gone.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), Fault> {
         let outcome = self.feed(&stop).await;
+        failpoint::hit(Point::FeedStopped);
         self.links.rush.over().await;
         // Closing the channel puts back what was delivered and not acked, each message in its place.
         let _ = within("stop feeding", self.consume.close(200, "done".into())).await;
         let _ = within("stop feeding", self.look.close(200, "done".into())).await;
+        failpoint::hit(Point::FeedEnded);
         self.bell.notify_one();
         outcome
     }
@@ -161,6 +165,7 @@ impl Feeding {
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consuming = self.consume.basic_consume(self.shared.clone(), ShortString::default(), options, arguments);
         let mut consumer = within("consume the intake", consuming).await?;
+        failpoint::hit(Point::FeedConsuming);
         let _consuming = self.links.consumed.begin(self.shared.as_str());
         let mut lane = Lane { waiting: 0, consumers: 1, seen: Instant::now() };
         let mut hand = Hand::default();
@@ -176,10 +181,12 @@ impl Feeding {
                 }
                 Some(confirmed) = hand.in_flight.next(), if !hand.in_flight.is_empty() => {
                     hand.take(confirmed)?;
+                    failpoint::hit(Point::FeedConfirmed);
                     // An ack opens the window for as many more. Nothing else is in the way of it but room.
                     let potential = window - hand.published + hand.unacked();
                     if room < potential {
                         lane = self.lane().await?;
+                        failpoint::hit(Point::FeedLooked);
                         // What is in flight may be in the lane's count or not be there yet.
                         room = lane.room(self.feed.depth).saturating_sub(hand.in_flight.len() as u64);
                     }
@@ -195,6 +202,7 @@ impl Feeding {
                         Some(Err(error)) => return Err(Fault::command("consume the intake", error)),
                         None => return Err(Fault::command("consume the intake", lapin::ErrorKind::InvalidChannel(0).into())),
                     };
+                    failpoint::hit(Point::FeedReceived);
                     if lane.seen.elapsed() > FRESH {
                         lane = self.lane().await?;
                         room = lane.room(self.feed.depth).saturating_sub(hand.in_flight.len() as u64);
@@ -233,6 +241,7 @@ impl Feeding {
     ) -> Result<Ended, Fault> {
         let cancel = self.consume.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         within("consume the intake no more", cancel).await?;
+        failpoint::hit(Point::FeedCancelled);
         // What was sent before the answer was sent into the window that there was room for.
         while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
             if lane.consumers == 0 {
@@ -246,6 +255,7 @@ impl Feeding {
             self.publish_or_stop(vec![delivery], &mut hand, stop).await?;
         }
         self.finish(&mut hand, stop).await?;
+        failpoint::hit(Point::FeedPaused);
         if stop.is_cancelled() { Ok(Ended::Stopped) } else { Ok(Ended::Full(self.lane().await?)) }
     }
 
@@ -271,12 +281,13 @@ impl Feeding {
         let Some(tag) = hand.confirmed.back().copied() else { return Ok(()) };
         hand.published -= hand.confirmed.len() as u64;
         hand.confirmed.clear();
-        within("ack what was fed", self.consume.basic_ack(tag, BasicAckOptions { multiple: true })).await
+        let acked = within("ack what was fed", self.consume.basic_ack(tag, BasicAckOptions { multiple: true })).await;
+        acked.inspect(|()| failpoint::hit(Point::FeedAcked))
     }
 
     async fn hand_back(&self, delivery: &Delivery) -> Result<(), Fault> {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        within("put a message back", delivery.nack(options)).await.map(drop)
+        within("put a message back", delivery.nack(options)).await.map(|_| failpoint::hit(Point::FeedHandedBack))
     }
 
     /// Publishes, but not for as long as an alarm lasts when told to stop. What is half published then is mostly with the broker
@@ -320,6 +331,7 @@ impl Feeding {
             hand.published += 1;
             hand.in_flight.push_back(async move { (tag, confirm.await) }.boxed());
         }
+        failpoint::hit(Point::FeedPublished);
         Ok(())
     }
 
@@ -333,6 +345,7 @@ impl Feeding {
     async fn take_back(&mut self, stop: &CancellationToken) -> Result<(), Fault> {
         let waiting = self.lane().await?.waiting;
         tracing::info!(worker = %self.worker, messages = waiting, "the worker is away: what waits in its lane goes back to the intake");
+        failpoint::hit(Point::FeedAway);
         let (tally, (_sweeps, asked)) = (Arc::<Tally>::default(), mpsc::channel(1));
         let (lane, names, links) = (self.names.lane.clone(), self.names.clone(), Arc::clone(&self.links));
         let bell = Arc::default();
@@ -353,6 +366,7 @@ impl Feeding {
             }
         }
         done.cancel();
+        failpoint::hit(Point::FeedEmptied);
         task.await.unwrap_or(Ok(()))
     }
 }

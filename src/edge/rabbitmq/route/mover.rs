@@ -32,9 +32,12 @@ use super::{
     names::Names,
     topology,
 };
-use crate::edge::{
-    fault::{Fault, within},
-    rabbitmq::{census::Consuming, links::Links},
+use crate::{
+    edge::{
+        fault::{Fault, within},
+        rabbitmq::{census::Consuming, links::Links},
+    },
+    failpoint::{self, Point},
 };
 
 /// Published and not yet confirmed. Enough to hide a confirm that takes 5 ms at 25,000 messages a second; also the number of
@@ -61,6 +64,15 @@ pub(super) enum Way {
     GiveBack,
     /// Out of the queues of a worker that is gone, to the one whose names these are.
     Rehome,
+}
+
+impl Way {
+    const fn point(self, taking_back: Point, giving_back: Point) -> Point {
+        match self {
+            Self::TakeBack => taking_back,
+            Self::GiveBack | Self::Rehome => giving_back,
+        }
+    }
 }
 
 /// What a mover has done so far; shared with the edge.
@@ -174,6 +186,7 @@ impl Mover {
         let consumer =
             within("consume", consume.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), arguments))
                 .await?;
+        failpoint::hit(way.point(Point::TakeBackConsuming, Point::GiveBackConsuming));
         let consuming = links.consumed.begin(queue.as_str());
         let mark = AMQPValue::LongString(uuid::Uuid::new_v4().to_string().into());
         let desk = Arc::new(Desk { way, names, mark, consume, tally });
@@ -221,6 +234,7 @@ impl Mover {
                     Some(Ok(delivery)) => {
                         self.note(&delivery);
                         in_hand.push_back(delivery);
+                        failpoint::hit(self.desk.way.point(Point::TakeBackReceived, Point::GiveBackReceived));
                         // What has come with it is published with it.
                         while in_hand.len() < TOGETHER && let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
                             self.note(&delivery);
@@ -246,6 +260,7 @@ impl Mover {
                 }
             }
         };
+        failpoint::hit(self.desk.way.point(Point::TakeBackStopped, Point::GiveBackStopped));
         if outcome.is_ok() {
             // What is half published may be with the broker already: unless it is seen through, it would be there twice.
             let finish = async {
@@ -259,9 +274,11 @@ impl Mover {
             };
             let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
         }
+        failpoint::hit(self.desk.way.point(Point::TakeBackFinished, Point::GiveBackFinished));
         self.links.rush.over().await;
         // Closing the channel puts back what was delivered and not acked, each message in its place.
         let _ = within("stop consuming", self.desk.consume.close(200, "done".into())).await;
+        failpoint::hit(self.desk.way.point(Point::TakeBackEnded, Point::GiveBackEnded));
         drop(self.consumer);
         self.desk.tally.ended.store(true, Relaxed);
         self.bell.notify_one();
@@ -325,8 +342,10 @@ impl Desk {
             }
             next = in_flight.next().now_or_never().flatten();
         }
+        failpoint::hit(self.way.point(Point::TakeBackConfirmed, Point::GiveBackConfirmed));
         // They were published in the order in which they came, so everything up to the last one is confirmed.
         within("ack moved messages", self.consume.basic_ack(last, BasicAckOptions { multiple: true })).await?;
+        failpoint::hit(self.way.point(Point::TakeBackAcked, Point::GiveBackAcked));
         self.tally.moved.fetch_add(taken, Relaxed);
         Ok(())
     }
@@ -335,6 +354,7 @@ impl Desk {
     async fn publish(&self, channel: &Channel, delivery: Delivery) -> Result<Option<InFlight>, Fault> {
         if header(&delivery.properties, PROBE_HEADER).is_some() {
             within("drop a probe", delivery.ack(BasicAckOptions::default())).await?;
+            failpoint::hit(Point::GiveBackProbeDropped);
             self.tally.probes.fetch_add(1, Relaxed);
             return Ok(None);
         }
@@ -349,10 +369,12 @@ impl Desk {
             let (queue, held) = (self.names.lane_held.clone(), self.names.intake_held.clone());
             let unbind = self.consume.queue_unbind(queue, held, key.clone(), FieldTable::default());
             within("unbind a key that is no longer this worker's", unbind).await?;
+            failpoint::hit(Point::GiveBackStrayUnbound);
         }
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let publish = channel.basic_publish(exchange.clone(), key, options, &delivery.data, properties);
         let confirm = publish.await.map_err(|error| Fault::command("publish a moved message", error))?;
+        failpoint::hit(self.way.point(Point::TakeBackPublished, Point::GiveBackPublished));
         let tag = delivery.delivery_tag;
         Ok(Some(async move { Published { tag, exchange, confirm: confirm.await } }.boxed()))
     }

@@ -24,6 +24,7 @@ use crate::{
         fault::{Fault, within},
         rabbitmq::links::Links,
     },
+    failpoint::{self, Point},
     settings::IntakeType,
 };
 
@@ -86,6 +87,7 @@ impl Topology<'_> {
             if !tokio::time::timeout(ARRIVAL_LIMIT, arrived).await.unwrap_or(false) {
                 return Err(self.not_held(key, "a message with this key did not reach it"));
             }
+            failpoint::hit(Point::OwnProbed);
             self.clean(links).await?;
         }
         let _ = ears.close(200, "done".into()).await;

@@ -32,6 +32,7 @@ use crate::{
         links::Connect,
         rabbitmq::{links::Links, remote},
     },
+    failpoint::{self, Point},
     model::{Account, Edge, EdgeReport, Exposed, Wanted},
     settings::OnQuarantine,
 };
@@ -63,10 +64,14 @@ pub(super) async fn serve(
     let topology =
         Topology { names, worker: &route.worker, intake: &route.intake, vhost: &route.vhost, user: &route.user };
     let mailbox = owner::own(links, &control, &topology, memory.owned_by_others > 0).await?;
+    failpoint::hit(Point::OwnOwned);
     // Start shut: whatever an earlier owner left is taken away before anything else.
     topology.clear_edge(&control).await?;
+    failpoint::hit(Point::OwnCleared);
     let is_plain = topology.declare(&links.control).await?;
+    failpoint::hit(Point::OwnDeclared);
     topology.declare_edge(&control).await?;
+    failpoint::hit(Point::OwnEdgeDeclared);
     let bell = Arc::default();
     let mut serving = Serving {
         route,
@@ -85,9 +90,11 @@ pub(super) async fn serve(
         maybe_deaf,
     };
     let before = serving.take_back().await?;
+    failpoint::hit(Point::OwnTakingBack);
     // What waits there came before this gate did, so it is no bypass. Nobody waits for this account.
     serving.settling = Some(Settling::new(Wanted::shut(), before, None));
     serving.topology.prove(links).await?;
+    failpoint::hit(Point::OwnProven);
     drop(ready);
     memory.worked = true;
     let outcome = serving.reconcile(mailbox, ends, stop).await;
@@ -100,6 +107,7 @@ pub(super) async fn serve(
         if shut.await.is_err() {
             links.cut();
         }
+        failpoint::hit(Point::FaultShut);
     }
     outcome
 }
@@ -195,13 +203,15 @@ impl Serving<'_> {
     async fn let_go(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
         if self.open {
             self.shut(Wanted::shut(), ends).await?;
+            failpoint::hit(Point::LetGoShut);
             while self.settling.is_some() {
                 self.settle(ends).await?;
                 sleep(SETTLE_LOOK).await;
             }
         }
         self.stop_movers().await?;
-        self.topology.disown(&self.control).await
+        failpoint::hit(Point::LetGoStopped);
+        self.topology.disown(&self.control).await.inspect(|()| failpoint::hit(Point::LetGoDisowned))
     }
 
     async fn become_(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
@@ -222,20 +232,24 @@ impl Serving<'_> {
     async fn shut(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
         let urgent = self.links.rush.begin();
         self.stop_moving();
+        failpoint::hit(Point::ShutBegun);
         if let Err(fault) = self.topology.shut_edge(&self.control).await {
             // The last resort, and a sure one: the broker shuts the edge when the connection ends.
             self.links.cut();
             return Err(fault);
         }
         self.open = false;
+        failpoint::hit(Point::ShutUnbound);
         if !self.control.status().connected() {
             // Somebody has deleted the edge exchange, and its bindings with it.
             self.control = topology::open(&self.links.control).await?;
         }
         drop(urgent);
         ends.tell(&self.route.worker.name, EdgeReport::Is(wanted, clock::now().mono)).await;
+        failpoint::hit(Point::ShutTold);
         self.links.rush.over().await;
         let before = self.take_back().await?;
+        failpoint::hit(Point::ShutTakingBack);
         let (links, worker) = (Arc::clone(self.links), self.route.worker.name.clone());
         let (asked, answered) = oneshot::channel();
         let ask = tokio::spawn(async move {
@@ -246,6 +260,7 @@ impl Serving<'_> {
         });
         let exposed = Some(AbortOnDropHandle::new(ask));
         if wanted.quarantine && self.route.worker.on_quarantine == OnQuarantine::Recycle {
+            failpoint::hit(Point::RecycleBegun);
             self.recycle(ends, answered);
         }
         self.settling = Some(Settling::new(wanted, before, exposed));
@@ -258,9 +273,12 @@ impl Serving<'_> {
         (self.settling, self.recycling) = (None, None);
         // From the first command on, a fault has something to take away again.
         self.open = true;
+        failpoint::hit(Point::OpenBegun);
         self.topology.open_edge(&self.control).await?;
+        failpoint::hit(Point::OpenBound);
         drop(urgent);
         ends.tell(&self.route.worker.name, EdgeReport::Is(wanted, clock::now().mono)).await;
+        failpoint::hit(Point::OpenTold);
         let mut newer = ends.wanted.clone();
         let before = tokio::select! {
             biased;
@@ -271,6 +289,7 @@ impl Serving<'_> {
                 self.give_back().await
             } => before?,
         };
+        failpoint::hit(Point::OpenMoving);
         self.settling = Some(Settling::new(wanted, before, None));
         self.wake().await
     }
@@ -296,6 +315,7 @@ impl Serving<'_> {
         for queue in queues {
             waiting += topology::waiting(&self.control, &queue).await?;
         }
+        failpoint::hit(Point::SettleCounted);
         let has_come = waiting == 0 && settling.has_come(sum(|tally| &tally.received));
         let in_hand = moving.iter().map(|moving| moving.tally.in_hand()).sum::<u64>();
         if !time_up && (!has_come || in_hand > 0) {
@@ -322,6 +342,7 @@ impl Serving<'_> {
         };
         let blocked = self.links.is_blocked();
         ends.tell(&self.route.worker.name, EdgeReport::Settled { change, account, exposed, blocked }).await;
+        failpoint::hit(Point::SettleTold);
         if account.left > 0 {
             self.progress = Some(Progress::new(account));
         }

@@ -15,6 +15,7 @@ pub(super) use crate::edge::rabbitmq::wire::{open, publishing};
 use crate::{
     amqp::Link,
     edge::fault::{Fault, is_refusal, within},
+    failpoint::{self, Point},
     settings::{IntakeType, RouteIntake, Worker},
 };
 
@@ -141,7 +142,8 @@ impl Topology<'_> {
             let (edge, intake) = (self.names.edge.clone(), self.names.intake.clone());
             let (options, arguments) = (ExchangeBindOptions::default(), FieldTable::default());
             let bind = channel.exchange_bind(edge, intake, key.as_str().into(), options, arguments);
-            self.refine(within("open the edge", bind).await, &self.names.edge)
+            let bound = self.refine(within("open the edge", bind).await, &self.names.edge);
+            bound.inspect(|()| failpoint::hit(Point::OpenKeyBound))
         };
         try_join_all(self.intake.keys.iter().map(bind)).await.map(drop)
     }
@@ -157,7 +159,8 @@ impl Topology<'_> {
             let (edge, intake) = (self.names.edge.clone(), self.names.intake.clone());
             let (options, arguments) = (ExchangeUnbindOptions::default(), FieldTable::default());
             let unbind = channel.exchange_unbind(edge, intake, key.as_str().into(), options, arguments);
-            self.refine(within("shut the edge", unbind).await, &self.names.edge)
+            let unbound = self.refine(within("shut the edge", unbind).await, &self.names.edge);
+            unbound.inspect(|()| failpoint::hit(Point::ShutKeyUnbound))
         };
         match try_join_all(self.intake.keys.iter().map(unbind)).await {
             Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(()),

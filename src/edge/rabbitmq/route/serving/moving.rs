@@ -23,6 +23,7 @@ use crate::{
             },
         },
     },
+    failpoint::{self, Point},
     settings::{Feed, IntakeType},
 };
 
@@ -65,6 +66,7 @@ impl Serving<'_> {
         let mut before = 0;
         for queue in self.holding_queues() {
             before += topology::waiting(&self.control, &queue).await?;
+            failpoint::hit(Point::OpenCounted);
             self.start(Way::GiveBack, &queue).await?;
         }
         Ok(before)
@@ -111,6 +113,7 @@ impl Serving<'_> {
     pub(super) async fn take_back(&mut self) -> Result<u64, Fault> {
         let lane = self.names.lane.clone();
         let before = topology::waiting(&self.control, &lane).await?;
+        failpoint::hit(Point::ShutCounted);
         if before > u64::from(mover::INTERCEPT_WINDOW) {
             // More than the intercept can hold in hand: the worker would get the rest.
             self.command(Command::CancelConsumer);

@@ -15,6 +15,7 @@ use crate::{
         rabbitmq::{links::Links, recycling::Recycling, route::topology},
         recycle,
     },
+    failpoint::{self, Point},
     model::EdgeReport,
 };
 
@@ -29,7 +30,9 @@ impl Serving<'_> {
             let channel = topology::open(&self.links.control).await?;
             self.topology.lane(&self.links.control).await?;
             self.topology.declare_edge(&channel).await?;
+            failpoint::hit(Point::MendDeclared);
             self.topology.open_edge(&channel).await?;
+            failpoint::hit(Point::MendOpened);
             let _ = channel.close(200, "done".into()).await;
         }
         Ok(late)
@@ -104,6 +107,7 @@ impl Serving<'_> {
         for (exchange, key, _) in &came {
             if exchange == &self.names.intake {
                 self.topology.unbind_foreign(&self.control, key.as_str()).await?;
+                failpoint::hit(Point::BypassUnbound);
             }
         }
         let rightly = Rightly::of(&self.route.worker.lane, &self.route.worker.edge);
@@ -111,6 +115,7 @@ impl Serving<'_> {
             rightly.past(exchange.as_str(), key.as_str(), *messages)
         };
         ends.tell(&self.route.worker.name, EdgeReport::Bypass(came.iter().map(way).collect())).await;
+        failpoint::hit(Point::BypassTold);
         Ok(true)
     }
 }
