@@ -28,7 +28,7 @@ const HELD: &str = "codex-0.held";
 const OTHERS_HELD: &str = "codex-1.held";
 const OTHERS_LANE: &str = "codex-1";
 /// What may be published and not acknowledged when the command is killed.
-const IN_FLIGHT: usize = 32;
+const IN_FLIGHT: usize = 128;
 
 for_each_edge! {
     while_a_gate_owns_the_worker_nothing_is_given_away_and_the_gate_is_named
