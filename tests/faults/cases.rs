@@ -80,6 +80,8 @@ const REDIS: &[Edge] = &[FeedRedis];
 const START_AND_SHUT: &[u32] = &[1, 2];
 /// The first of many, and one in their midst.
 const OF_MANY: &[u32] = &[1, 12];
+/// The same of those that are passed once for all that has come together.
+const OF_BATCHES: &[u32] = &[1, 4];
 
 #[rustfmt::skip]
 const POINTS: &[(&str, &[Edge], &[u32], Drive)] = &[
@@ -108,7 +110,7 @@ const POINTS: &[(&str, &[Edge], &[u32], Drive)] = &[
     ("let_go.stopped", RABBITMQ, &[1], Drive::Cycle),
     ("let_go.disowned", RABBITMQ, &[1], Drive::Cycle),
     ("take_back.consuming", RABBITMQ, START_AND_SHUT, Drive::Cycle),
-    ("take_back.received", RABBITMQ, OF_MANY, Drive::Cycle),
+    ("take_back.received", RABBITMQ, OF_BATCHES, Drive::Cycle),
     ("take_back.published", RABBITMQ, OF_MANY, Drive::Cycle),
     ("take_back.confirmed", RABBITMQ, &[1, 3], Drive::Cycle),
     ("take_back.acked", RABBITMQ, &[1, 3], Drive::Cycle),
@@ -116,12 +118,12 @@ const POINTS: &[(&str, &[Edge], &[u32], Drive)] = &[
     ("take_back.finished", RABBITMQ, &[1], Drive::Cycle),
     ("take_back.ended", RABBITMQ, &[1], Drive::Cycle),
     ("give_back.consuming", ROUTE, &[1], Drive::Cycle),
-    ("give_back.received", ROUTE, OF_MANY, Drive::Cycle),
+    ("give_back.received", ROUTE, OF_BATCHES, Drive::Cycle),
     ("give_back.probe_dropped", ROUTE, &[1], Drive::Drain),
     ("give_back.stray_unbound", ROUTE, &[1], Drive::Stray),
     ("give_back.published", ROUTE, OF_MANY, Drive::Cycle),
-    ("give_back.confirmed", ROUTE, &[1, 4], Drive::Cycle),
-    ("give_back.acked", ROUTE, &[1, 4], Drive::Cycle),
+    ("give_back.confirmed", ROUTE, OF_BATCHES, Drive::Cycle),
+    ("give_back.acked", ROUTE, OF_BATCHES, Drive::Cycle),
     ("give_back.stopped", ROUTE, &[1], Drive::Cycle),
     ("give_back.finished", ROUTE, &[1], Drive::Cycle),
     ("give_back.ended", ROUTE, &[1], Drive::Cycle),
@@ -138,9 +140,9 @@ const POINTS: &[(&str, &[Edge], &[u32], Drive)] = &[
     ("feed.consuming", FEED, &[1, 3], Drive::Cycle),
     ("feed.received", FEED, OF_MANY, Drive::Cycle),
     ("feed.published", FEED, OF_MANY, Drive::Cycle),
-    ("feed.confirmed", FEED, OF_MANY, Drive::Cycle),
-    ("feed.looked", FEED, OF_MANY, Drive::Cycle),
-    ("feed.acked", FEED, OF_MANY, Drive::Cycle),
+    ("feed.confirmed", FEED, OF_BATCHES, Drive::Cycle),
+    ("feed.looked", FEED, OF_BATCHES, Drive::Cycle),
+    ("feed.acked", FEED, OF_BATCHES, Drive::Cycle),
     ("feed.cancelled", FEED, &[1, 3], Drive::Cycle),
     ("feed.handed_back", FEED, &[1], Drive::Fill),
     ("feed.paused", FEED, &[1, 3], Drive::Cycle),
