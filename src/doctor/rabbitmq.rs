@@ -49,7 +49,8 @@ pub(super) async fn look(
     let mut seen = Seen::default();
     let beats = heartbeats(&link).await?;
     let begun = Instant::now();
-    ask(&link, &mut seen.workers).await?;
+    let nodes = told::nodes(settings);
+    ask(&link, &nodes, &mut seen.workers).await?;
     let lanes: BTreeSet<String> = settings.workers.iter().map(|worker| worker.lane.clone()).collect();
     let beyond = beyond_gates(&link, intakes.union(&lanes)).await?;
     seen.found.extend(intake::look(settings, url).await?);
@@ -59,7 +60,7 @@ pub(super) async fn look(
     }
     seen.listened = match beats {
         Beats::Heard(mut beats) => {
-            hear(&mut beats, settings, &mut seen.workers, begun).await;
+            hear(&mut beats, &nodes, &mut seen.workers, begun).await;
             true
         }
         Beats::None => !wire::has_exchange(&link, celery::EVENTS).await?,
@@ -133,7 +134,7 @@ async fn gates(channel: &Channel) -> Result<Vec<census::Answer>, Fault> {
 }
 
 /// Asks all of Celery's workers everything at once.
-async fn ask(link: &Link, workers: &mut Workers) -> Result<(), Fault> {
+async fn ask(link: &Link, nodes: &BTreeSet<String>, workers: &mut Workers) -> Result<(), Fault> {
     if !wire::has_exchange(link, PIDBOX).await? {
         // No worker has ever been here.
         return Ok(());
@@ -149,8 +150,8 @@ async fn ask(link: &Link, workers: &mut Workers) -> Result<(), Fault> {
         within("ask Celery's workers", posted).await?;
         asked.insert(ticket, question);
     }
-    let until = Instant::now() + PATIENCE;
-    while let Ok(Some(Ok(answer))) = timeout_at(until, answers.next()).await {
+    let begun = Instant::now();
+    while let Ok(Some(Ok(answer))) = timeout_at(told::ask_until(nodes, workers, begun), answers.next()).await {
         if let Some(question) = wire::ticket(&answer.properties).and_then(|ticket| asked.get(&ticket)) {
             question.answered(&serde_json::from_slice(&answer.data).unwrap_or_default(), workers);
         }
@@ -183,10 +184,9 @@ async fn heartbeats(link: &Link) -> Result<Beats, Fault> {
 }
 
 /// Hears heartbeats until each of these workers that answers has been heard, or time is up.
-async fn hear(beats: &mut Consumer, settings: &Settings, workers: &mut Workers, begun: Instant) {
-    let nodes: BTreeSet<_> = settings.workers.iter().map(|worker| celery::node(&worker.name)).collect();
+async fn hear(beats: &mut Consumer, nodes: &BTreeSet<String>, workers: &mut Workers, begun: Instant) {
     loop {
-        let deadline = told::hear_until(&nodes, workers, begun);
+        let deadline = told::hear_until(nodes, workers, begun);
         let Ok(Some(Ok(event))) = timeout_at(deadline, beats.next()).await else { return };
         told::heard(&serde_json::from_slice(&event.data).unwrap_or_default(), workers);
     }

@@ -26,8 +26,6 @@ use crate::{
 mod leftover;
 mod proof;
 
-/// For the answers of workers, which take 30 ms on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
 /// kombu asks for the next message again every second, so that a worker is not waiting at some moments.
 const LOOKS: u32 = 5;
@@ -45,8 +43,8 @@ pub(super) async fn look(
     let beats = format!("{}*", envelope::fanout_channel(prefix, db, EVENTS, "worker."));
     // Whoever may not listen knows nothing of heartbeats.
     seen.listened = connection.psubscribe(beats).await.is_ok();
-    let begun = Instant::now();
-    ask(&mut connection, prefix, db, &mut seen.workers).await?;
+    let (begun, nodes) = (Instant::now(), told::nodes(settings));
+    ask(&mut connection, (prefix, db), &nodes, &mut seen.workers).await?;
     let mut waiting = 0;
     for _ in 0..LOOKS {
         waiting = waiting.max(waiting_clients(&mut connection, db).await?);
@@ -57,9 +55,9 @@ pub(super) async fn look(
         seen.found.extend(proof::prove(settings, who, user).await.map_err(|error| who.failed(error))?);
     }
     if seen.listened {
-        hear(&mut published, settings, &mut seen.workers, begun).await;
+        hear(&mut published, &nodes, &mut seen.workers, begun).await;
     }
-    let known = known(settings, &seen.workers);
+    let known = known(&nodes, &seen.workers);
     if waiting > known {
         let what = format!(
             "{waiting} clients wait for messages in this database, and {known} are workers that are known here; another one \
@@ -71,8 +69,7 @@ pub(super) async fn look(
 }
 
 /// How many workers answer, or are named in the settings and were heard: of such a one that it does not answer is said anyway.
-fn known(settings: &Settings, workers: &Workers) -> usize {
-    let nodes: BTreeSet<_> = settings.workers.iter().map(|worker| celery::node(&worker.name)).collect();
+fn known(nodes: &BTreeSet<String>, workers: &Workers) -> usize {
     workers.iter().filter(|(node, told)| told.answers() || told.beats && nodes.contains(*node)).count()
 }
 
@@ -96,8 +93,8 @@ fn failed(doing: &str) -> impl Fn(::redis::RedisError) -> Fault {
 /// Asks all of Celery's workers everything at once.
 async fn ask(
     connection: &mut MultiplexedConnection,
-    prefix: &str,
-    db: u32,
+    (prefix, db): (&str, u32),
+    nodes: &BTreeSet<String>,
     workers: &mut Workers,
 ) -> Result<(), Fault> {
     let failed = failed("ask Celery's workers");
@@ -115,8 +112,8 @@ async fn ask(
         publish.query_async::<i64>(connection).await.map_err(&failed)?;
         asked.insert(ticket, question);
     }
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until {
+    let begun = Instant::now();
+    while Instant::now() < told::ask_until(nodes, workers, begun) {
         let answer: Option<Vec<u8>> = cmd("RPOP").arg(&list).query_async(connection).await.map_err(&failed)?;
         let Some(answer) = answer.and_then(|answer| envelope::unwrap(&answer)) else {
             sleep(LOOK).await;
@@ -133,10 +130,9 @@ async fn ask(
 }
 
 /// Hears heartbeats until each of these workers that answers has been heard, or time is up.
-async fn hear(published: &mut Pushes, settings: &Settings, workers: &mut Workers, begun: Instant) {
-    let nodes: BTreeSet<_> = settings.workers.iter().map(|worker| celery::node(&worker.name)).collect();
+async fn hear(published: &mut Pushes, nodes: &BTreeSet<String>, workers: &mut Workers, begun: Instant) {
     loop {
-        let deadline = told::hear_until(&nodes, workers, begun);
+        let deadline = told::hear_until(nodes, workers, begun);
         let Ok(Some(push)) = timeout_at(deadline, published.recv()).await else { return };
         if push.kind != PushKind::PMessage {
             continue;

@@ -8,6 +8,8 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::{edge::celery, settings::Settings};
+
 /// What one worker is known to be like. What it was not heard to say is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Told {
@@ -92,6 +94,23 @@ pub(super) fn heard(event: &Value, workers: &mut Workers) {
     if let (true, Some(node)) = (is_alive, event["hostname"].as_str()) {
         workers.entry(node.to_owned()).or_default().beats = true;
     }
+}
+
+/// For answers, which take 30 ms; a worker that is not known yet may take longer.
+const ANSWERS: Duration = Duration::from_secs(1);
+/// For the answer of a worker that is expected to give one, on a machine that is busy.
+const AN_ANSWER: Duration = Duration::from_millis(2_500);
+
+/// Until when to wait for answers of these nodes and of all others, after so much has been answered.
+pub(super) fn ask_until(nodes: &BTreeSet<String>, workers: &Workers, asked: Instant) -> Instant {
+    let is_complete = |told: &Told| told.answers() && told.prefetch.is_some() && told.early.is_some();
+    let all = nodes.iter().all(|node| workers.get(node).is_some_and(is_complete));
+    asked + if all { ANSWERS } else { AN_ANSWER }
+}
+
+/// The names of these workers, as Celery has them.
+pub(super) fn nodes(settings: &Settings) -> BTreeSet<String> {
+    settings.workers.iter().map(|worker| celery::node(&worker.name)).collect()
 }
 
 /// For the heartbeat of every worker that answers: one every 2 s, two may be late.
