@@ -30,7 +30,7 @@ const CONSUME: &str = "+brpop +rpop +rpush +hset +hget +hdel +zadd +zrem +zrange
                        +publish +subscribe +psubscribe +unsubscribe +punsubscribe";
 /// The gate's scripts and what is in them, its facts, and what `events` and `doctor` read.
 const GATE: &str = "+ping +select +info +role +client|setname +client|tracking +client|list +evalsha +script|load \
-                    +get +set +del +incr +pexpire +pttl +llen +lindex +lmove +rename +rpop +sadd +srem +smembers +scard \
+                    +get +set +del +incr +pexpire +pttl +llen +lindex +lmove +lpush +lrange +rename +rpop +sadd +srem +smembers +scard \
                     +multi +exec +publish +subscribe +psubscribe +unsubscribe +punsubscribe \
                     +xadd +xlen +xrange +xrevrange +xread +time +scan";
 
