@@ -434,8 +434,16 @@ impl Sentinels {
     /// Kills the first master once the other has all that it has, and waits until the other is the master.
     #[track_caller]
     pub(crate) fn fail_over(&self) {
-        let copies: u32 = self.first().ask(&["WAIT", "1", "5000"]);
-        assert_eq!(copies, 1, "the replica has not caught up");
+        // WAIT would only wait for what its own connection has written.
+        let offset = |server: &Redis, field: &str| {
+            let info: String = server.ask(&["INFO", "replication"]);
+            info.lines().find_map(|line| line.strip_prefix(field)?.parse::<u64>().ok())
+        };
+        let written = offset(self.first(), "master_repl_offset:").unwrap();
+        until(READY_WITHIN, "the replica has caught up", || {
+            let info: String = self.second().ask(&["INFO", "replication"]);
+            info.contains("master_link_status:up") && offset(self.second(), "slave_repl_offset:") >= Some(written)
+        });
         self.first().kill();
         let second = self.second().port.to_string();
         until(Duration::from_secs(60), "the sentinel names the other as master", || {
