@@ -12,6 +12,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    edge::held,
     identity::Identity,
     settings::{BrokerUrl, EdgeKind, FeedIntake, Settings},
 };
@@ -129,7 +130,7 @@ fn intakes(settings: &Settings) -> BTreeSet<String> {
     let shared = settings.workers.iter().filter_map(|worker| match &worker.edge {
         EdgeKind::Feed(feed) => match &feed.intake {
             FeedIntake::Queue(queue) => Some(queue.clone()),
-            FeedIntake::Exchange { .. } => Some(format!("{}.held", worker.lane)),
+            FeedIntake::Exchange { .. } => Some(held(&worker.lane)),
         },
         EdgeKind::Route(_) => None,
     });

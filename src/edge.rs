@@ -40,6 +40,11 @@ const STANDING_BY: Duration = Duration::from_secs(2);
 /// Between two attempts at what needs a person, once the edge has worked before.
 const LATE: Duration = Duration::from_secs(30);
 
+/// Where messages wait: the holding queue of a lane, or the holding exchange of an intake.
+pub(crate) fn held(name: &str) -> String {
+    format!("{name}.held")
+}
+
 /// One worker's way, on one kind of broker.
 pub trait Edge: Send {
     /// What it works on.

@@ -107,7 +107,7 @@ fn silence(worker: &Worker, node: &str, told: Option<&Told>, seen: &Seen) -> Opt
         "remote-control-off",
         format!(
             "the worker {node} {sign} and does not answer over remote control: what it has in hand when it is quarantined \
-             stays unknown, and on_quarantine = \"recycle\" cannot be done"
+             stays unknown, and on_quarantine = \"recycle\" goes by SIGTERM alone"
         ),
         "set worker_enable_remote_control = True in its Celery application (Celery's default), and start it again"
             .to_owned(),

@@ -9,8 +9,8 @@ use std::{
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Consumer,
-    options::{BasicCancelOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{FieldTable, ShortString},
+    options::{BasicCancelOptions, BasicPublishOptions},
+    types::ShortString,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -91,7 +91,8 @@ async fn beyond_gates(
     for _ in 0..LOOKS {
         let gates = gates(&channel).await?;
         for queue in queues.clone() {
-            let counted = count(link, queue).await?.map_or(0, |queue| queue.consumer_count());
+            let counted =
+                wire::count_if_there(link, &queue.as_str().into()).await?.map_or(0, |queue| queue.consumer_count());
             let known: usize = gates.iter().filter_map(|gate| gate.consumes.get(queue)).sum();
             let more = i64::from(counted) - i64::try_from(known).unwrap_or(i64::MAX);
             let least = beyond.entry(queue.clone()).or_insert(more);
@@ -100,20 +101,6 @@ async fn beyond_gates(
         sleep(PAUSE).await;
     }
     Ok(beyond)
-}
-
-/// A queue's counts; `None`, if it is not there.
-async fn count(link: &Link, queue: &str) -> Result<Option<lapin::Queue>, Fault> {
-    let channel = wire::open(link).await?;
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match within("count a queue", channel.queue_declare(queue.into(), options, FieldTable::default())).await {
-        Ok(queue) => {
-            let _ = channel.close(200, "done".into()).await;
-            Ok(Some(queue))
-        }
-        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(None),
-        Err(fault) => Err(fault),
-    }
 }
 
 async fn gates(channel: &Channel) -> Result<Vec<census::Answer>, Fault> {
@@ -171,12 +158,9 @@ enum Beats {
 
 /// Begins to listen to heartbeats.
 async fn heartbeats(link: &Link) -> Result<Beats, Fault> {
-    let doing = "listen to Celery's heartbeats";
     let channel = wire::open(link).await?;
-    let (queue, beats) = wire::listen(&channel, doing).await?;
-    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-    match within(doing, channel.queue_bind(queue, celery::EVENTS.into(), "worker.#".into(), options, none)).await {
-        Ok(()) => Ok(Beats::Heard(Box::new(beats))),
+    match wire::hear_heartbeats(&channel).await {
+        Ok(beats) => Ok(Beats::Heard(Box::new(beats))),
         Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(Beats::None),
         Err(Fault::Command { error, .. }) if is_refusal(&error, 403) => Ok(Beats::Refused),
         Err(fault) => Err(fault),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{PushKind, Value as Reply, aio::MultiplexedConnection, cmd};
+use ::redis::{aio::MultiplexedConnection, cmd};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -134,11 +134,6 @@ async fn hear(published: &mut Pushes, nodes: &BTreeSet<String>, workers: &mut Wo
     loop {
         let deadline = told::hear_until(nodes, workers, begun);
         let Ok(Some(push)) = timeout_at(deadline, published.recv()).await else { return };
-        if push.kind != PushKind::PMessage {
-            continue;
-        }
-        let Some(Reply::BulkString(text)) = push.data.get(2) else { continue };
-        let Some(event) = envelope::unwrap(text) else { continue };
-        told::heard(&serde_json::from_slice(&event.body).unwrap_or_default(), workers);
+        told::heard(&envelope::event(&push).unwrap_or_default(), workers);
     }
 }

@@ -1,6 +1,7 @@
 //! A message as kombu's virtual transports write it (kombu/transport/virtual/base.py, `Channel.prepare_message`; kombu/transport/redis.py,
 //! `_put_fanout`): one JSON object with the body in base64.
 
+use ::redis::{PushInfo, PushKind, Value as Reply};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 
@@ -48,6 +49,14 @@ pub fn unwrap(text: &[u8]) -> Option<Message> {
     };
     let headers = if let Value::Object(headers) = message["headers"].take() { headers } else { Map::new() };
     Some(Message { body, headers, exchange, routing_key })
+}
+
+/// The event, as JSON, that has come on a pattern that was subscribed to.
+pub fn event(push: &PushInfo) -> Option<Value> {
+    let Some(Reply::BulkString(text)) = push.data.get(2).filter(|_| push.kind == PushKind::PMessage) else {
+        return None;
+    };
+    serde_json::from_slice(&unwrap(text)?.body).ok()
 }
 
 /// The PUB/SUB channel of a fanout exchange. Celery's own options are kombu's defaults: `fanout_prefix` and

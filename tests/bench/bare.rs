@@ -24,7 +24,7 @@ use crate::support::{
 };
 
 /// What the gate has in flight at the most; see `IN_FLIGHT` in src/edge/route/mover.rs.
-const IN_FLIGHT: usize = 32;
+const IN_FLIGHT: usize = 128;
 
 /// A route edge without a gate.
 #[derive(Clone)]

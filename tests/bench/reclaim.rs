@@ -3,7 +3,7 @@
 
 use crate::{
     drift::DRIFTED,
-    feed::rabbitmq::{Drain, FILL, fill, shovel},
+    feed::rabbitmq::{Drain, FILL, fill, in_turn, shovel},
     feed::{FLOOR, FLOOR_LANE, SOON, calm},
     support::{
         facts::Facts,
@@ -41,10 +41,7 @@ pub(crate) fn measure() -> Vec<Table> {
     for round in 0..ROUNDS {
         fill(&vhost, "codex", LANE);
         fill(&vhost, "", FLOOR);
-        // Who is second finds the node warmer, or busier with what the first one has left.
-        let by_gate = (round % 2 == 0).then(&mut take);
-        let by_shovel = shovel(&vhost, &vhost.url(), &floor_lane);
-        let by_gate = by_gate.unwrap_or_else(&mut take);
+        let (by_gate, by_shovel) = in_turn(round, &mut take, || shovel(&vhost, &vhost.url(), &floor_lane));
         taken.push(by_gate);
         shoveled.push(by_shovel);
         ratio.push(by_gate / by_shovel);

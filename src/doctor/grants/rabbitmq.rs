@@ -10,9 +10,16 @@ use super::{Grant, PRODUCER, gate_user, worker_user};
 use crate::{
     edge::{
         celery::{self, EVENTS, PIDBOX, REPLIES},
-        rabbitmq::{census, route::names::Names},
+        held,
+        rabbitmq::{
+            census,
+            route::{
+                names::{Names, feed_exchange},
+                rehome,
+            },
+        },
     },
-    settings::{EdgeKind, FeedIntake, IntakeType, RouteIntake, Settings, Worker, broker_url::AmqpUrl},
+    settings::{EdgeKind, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
 };
 
 /// The anonymous exchange, as RabbitMQ calls it where permissions are concerned.
@@ -135,26 +142,9 @@ fn shared_queues(settings: &Settings) -> BTreeSet<&str> {
     settings.workers.iter().filter_map(shared_queue).collect()
 }
 
-/// The exchange by which a gate feeds the lanes of a shared queue.
-fn feed_exchange(queue: &str) -> String {
-    format!("{queue}.feed")
-}
-
-fn held(exchange: &str) -> String {
-    format!("{exchange}.held")
-}
-
 /// Every exchange and queue of one worker's edge.
 fn names_of(worker: &Worker) -> Set {
-    let shared = shared_queue(worker);
-    let intake = match (&worker.edge, shared) {
-        (EdgeKind::Route(intake), _) => intake.clone(),
-        (EdgeKind::Feed(_), shared) => RouteIntake {
-            exchange: feed_exchange(shared.unwrap_or_default()),
-            kind: IntakeType::Direct,
-            keys: vec![worker.lane.clone()],
-        },
-    };
+    let (intake, shared) = rehome::way(worker);
     let names = Names::new(worker, &intake, shared);
     let mut all = vec![
         names.intake,

@@ -3,18 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use super::count;
 use crate::{
     amqp::Link,
     doctor::Finding,
-    edge::fault::Fault,
+    edge::{fault::Fault, held, rabbitmq::wire},
     settings::{EdgeKind, Settings},
 };
 
 pub(super) async fn look(link: &Link, settings: &Settings, lanes: &[String]) -> Result<Vec<Finding>, Fault> {
     let mut found = Vec::new();
     for (queue, whose) in queues(settings, lanes) {
-        let Some(counted) = count(link, &queue).await? else { continue };
+        let Some(counted) = wire::count_if_there(link, &queue.as_str().into()).await? else { continue };
         let (messages, consumers) = (counted.message_count(), counted.consumer_count());
         if messages == 0 || consumers > 0 {
             continue;
@@ -48,11 +47,11 @@ fn queues(settings: &Settings, lanes: &[String]) -> BTreeSet<(String, Whose)> {
         match &worker.edge {
             EdgeKind::Route(intake) => queues.insert((format!("{}.unrouted", intake.exchange), Whose::Nobody)),
             // From a time when it had a route.
-            EdgeKind::Feed(_) => queues.insert((format!("{}.held", worker.lane), Whose::Gone)),
+            EdgeKind::Feed(_) => queues.insert((held(&worker.lane), Whose::Gone)),
         };
     }
     for lane in lanes.iter().filter(|lane| settings.workers.iter().all(|worker| worker.lane != **lane)) {
-        queues.extend([lane.clone(), format!("{lane}.held")].map(|queue| (queue, Whose::Gone)));
+        queues.extend([lane.clone(), held(lane)].map(|queue| (queue, Whose::Gone)));
     }
     queues
 }

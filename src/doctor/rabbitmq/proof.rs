@@ -17,7 +17,8 @@ use crate::{
     doctor::{DoctorError, Finding, users::Who},
     edge::{
         fault::{Fault, is_refusal, within},
-        rabbitmq::wire,
+        held,
+        rabbitmq::{route::names::feed_exchange, wire},
     },
     settings::{Broker, BrokerUrl, EdgeKind, FeedIntake, Settings, Worker},
 };
@@ -101,22 +102,22 @@ fn of_intake(worker: &Worker) -> Vec<Attempt> {
     let bind = |exchange: &str| Attempt::Bind { queue: worker.lane.clone(), exchange: exchange.to_owned() };
     match &worker.edge {
         EdgeKind::Route(intake) => {
-            let held = format!("{}.held", intake.exchange);
+            let behind = held(&intake.exchange);
             vec![
                 bind(&intake.exchange),
-                bind(&held),
+                bind(&behind),
                 Attempt::DeclareExchange(intake.exchange.clone()),
-                Attempt::Consume(format!("{}.held", worker.lane)),
+                Attempt::Consume(held(&worker.lane)),
                 // A hash intake's holding queue.
-                Attempt::Consume(held),
+                Attempt::Consume(behind),
             ]
         }
         EdgeKind::Feed(feed) => match &feed.intake {
             FeedIntake::Queue(queue) => {
-                let exchange = format!("{queue}.feed");
+                let exchange = feed_exchange(queue);
                 vec![
                     bind(&exchange),
-                    bind(&format!("{exchange}.held")),
+                    bind(&held(&exchange)),
                     Attempt::DeclareExchange(exchange),
                     Attempt::DeclareQueue(queue.clone()),
                     Attempt::Consume(queue.clone()),

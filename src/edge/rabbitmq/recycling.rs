@@ -3,22 +3,19 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use lapin::{
-    options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{FieldTable, ShortString},
-};
+use lapin::types::ShortString;
 use serde_json::Value;
 
 use super::{
     links::Links,
     remote::{self, Sent},
     route::consumers,
-    wire::open,
+    wire,
 };
 use crate::{
     edge::{
-        celery::{self, Command, EVENTS},
-        fault::{Fault, within},
+        celery::{self, Command},
+        fault::Fault,
         recycle::Hands,
     },
     model::WorkerName,
@@ -42,21 +39,12 @@ impl Hands for Recycling {
     }
 
     async fn process(&self) -> Result<u32, Fault> {
-        let doing = "listen to Celery's events";
-        let channel = open(&self.links.moves).await?;
-        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        let declare = channel.queue_declare(ShortString::default(), options, FieldTable::default());
-        let queue = within(doing, declare).await?.name().clone();
-        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
-        let bind = channel.queue_bind(queue.clone(), EVENTS.into(), "worker.#".into(), options, arguments);
-        within(doing, bind).await?;
-        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-        let consume = channel.basic_consume(queue, ShortString::default(), options, FieldTable::default());
-        let mut events = within(doing, consume).await?;
+        let channel = wire::open(&self.links.moves).await?;
+        let mut events = wire::hear_heartbeats(&channel).await?;
         let node = celery::node(&self.worker);
         let pid = loop {
             let Some(event) = events.next().await else { return Err(Fault::LinkDown) };
-            let event = event.map_err(|error| Fault::command(doing, error))?;
+            let event = event.map_err(|error| Fault::command("listen to Celery's heartbeats", error))?;
             if let Some(pid) = celery::process(&serde_json::from_slice::<Value>(&event.data).unwrap_or_default(), &node)
             {
                 break pid;
@@ -67,7 +55,7 @@ impl Hands for Recycling {
     }
 
     async fn consumes(&self) -> Result<bool, Fault> {
-        let channel = open(&self.links.control).await?;
+        let channel = wire::open(&self.links.control).await?;
         let found = consumers(&channel, &self.lane).await? > OWN;
         let _ = channel.close(200, "done".into()).await;
         Ok(found)

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 mod feeding;
 mod letter;
 pub(crate) mod looking;
+mod mouth;
 mod mover;
 pub(crate) mod names;
 mod owner;
@@ -67,7 +68,7 @@ impl Route {
 
     /// The exchange by which a gate feeds this worker from this queue.
     fn fed_by(worker: &Worker, queue: &str) -> RouteIntake {
-        let (exchange, keys) = (format!("{queue}.feed"), vec![worker.lane.clone()]);
+        let (exchange, keys) = (names::feed_exchange(queue), vec![worker.lane.clone()]);
         RouteIntake { exchange, kind: IntakeType::Direct, keys }
     }
 }

@@ -12,7 +12,7 @@ use lapin::{
 use crate::{
     amqp::Link,
     edge::{
-        celery::{self, REPLIES},
+        celery::{self, EVENTS, REPLIES},
         fault::{Fault, is_refusal, within},
     },
 };
@@ -50,6 +50,24 @@ pub(crate) async fn has_exchange(link: &Link, exchange: &str) -> Result<bool, Fa
     }
 }
 
+/// A queue's messages, not counting those that a consumer holds, and its consumers.
+pub(crate) async fn count(channel: &Channel, queue: &ShortString) -> Result<lapin::Queue, Fault> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    within("count a queue", channel.queue_declare(queue.clone(), options, FieldTable::default())).await
+}
+
+/// The same of a queue that may not be there, which would end the channel.
+pub(crate) async fn count_if_there(link: &Link, queue: &ShortString) -> Result<Option<lapin::Queue>, Fault> {
+    let channel = open(link).await?;
+    match count(&channel, queue).await {
+        Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(None),
+        counted => {
+            let _ = channel.close(200, "done".into()).await;
+            counted.map(Some)
+        }
+    }
+}
+
 /// A queue of this connection's own, and what comes to it.
 pub(crate) async fn listen(channel: &Channel, doing: &str) -> Result<(ShortString, Consumer), Fault> {
     let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
@@ -71,6 +89,18 @@ pub(crate) async fn hear_celery(channel: &Channel) -> Result<(ShortString, Consu
     let (options, none) = (QueueBindOptions::default(), FieldTable::default());
     within(doing, channel.queue_bind(queue.clone(), REPLIES.into(), queue.clone(), options, none)).await?;
     Ok((queue, answers))
+}
+
+/// The same for what workers say of themselves: heartbeats, and that they come and go.
+///
+/// # Errors
+/// Where no worker has ever sent an event, there is no exchange for them: 404.
+pub(crate) async fn hear_heartbeats(channel: &Channel) -> Result<Consumer, Fault> {
+    let doing = "listen to Celery's heartbeats";
+    let (queue, events) = listen(channel, doing).await?;
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    within(doing, channel.queue_bind(queue, EVENTS.into(), "worker.#".into(), options, none)).await?;
+    Ok(events)
 }
 
 /// One message as kombu's pidbox reads it, with this body.

@@ -74,9 +74,7 @@ impl Feed {
         let value = self.own(links, &keys, &mut connection).await?;
         failpoint::hit(Point::RedisOwned);
         let binding = self.binding(links);
-        let put_back = Script::new(include_str!("scripts/put_back.lua"));
-        let mut serving =
-            Serving { edge: self, links, keys, value, connection, put_back, open: false, recycling: None };
+        let mut serving = Serving { edge: self, links, keys, value, connection, open: false, recycling: None };
         // Start shut: what an earlier owner fed and nobody took goes back before anything else.
         serving.put_back(PutBack::Shut).await?;
         failpoint::hit(Point::RedisEmptied);
@@ -142,7 +140,6 @@ struct Serving<'a> {
     keys: Arc<Keys>,
     value: String,
     connection: MultiplexedConnection,
-    put_back: Script,
     open: bool,
     /// Makes the worker start anew.
     recycling: Option<AbortOnDropHandle<()>>,
@@ -275,7 +272,7 @@ impl Serving<'_> {
     }
 
     async fn put_back(&mut self, what: PutBack) -> Result<u64, Fault> {
-        let (moved, _) = put_back(&self.put_back, &mut self.connection, &self.keys, &self.value, what).await?;
+        let (moved, _) = put_back(&mut self.connection, &self.keys, &self.value, what).await?;
         self.links.feeder.ring();
         u64::try_from(moved).map_err(|_| self.expired())
     }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -77,7 +77,6 @@ pub(super) struct Feeder {
     /// Rung when a slot has changed.
     bell: Notify,
     script: Script,
-    put_back: Script,
 }
 
 /// What one round is about, as it was when the round began.
@@ -91,17 +90,8 @@ struct Plan {
 
 impl Feeder {
     pub(super) fn new(time_to_live: Duration, steps: usize) -> Self {
-        let (script, put_back) =
-            (Script::new(include_str!("scripts/round.lua")), Script::new(include_str!("scripts/put_back.lua")));
-        Self {
-            time_to_live,
-            steps,
-            slots: Mutex::default(),
-            watched: Mutex::default(),
-            bell: Notify::new(),
-            script,
-            put_back,
-        }
+        let script = Script::new(include_str!("scripts/round.lua"));
+        Self { time_to_live, steps, slots: Mutex::default(), watched: Mutex::default(), bell: Notify::new(), script }
     }
 
     /// Takes a worker in, shut.
@@ -369,7 +359,7 @@ impl Feeder {
 
     async fn put_back(&self, connection: &mut MultiplexedConnection, plan: &Plan, bypass: bool) -> Result<(), Fault> {
         failpoint::hit(Point::RedisPutBackBegun);
-        let (moved, oldest) = put_back(&self.put_back, connection, &plan.keys, &plan.value, PutBack::Lane).await?;
+        let (moved, oldest) = put_back(connection, &plan.keys, &plan.value, PutBack::Lane).await?;
         failpoint::hit(Point::RedisPutBack);
         if bypass
             && moved > 0
@@ -411,13 +401,14 @@ pub(super) enum PutBack {
 /// Puts the lane back to the head of the intake. Says how many that were (-1: somebody else has the worker), and shows the
 /// oldest of them.
 pub(super) async fn put_back(
-    script: &Script,
     connection: &mut MultiplexedConnection,
     keys: &Keys,
     value: &str,
     what: PutBack,
 ) -> Result<(i64, Option<Vec<u8>>), Fault> {
-    let mut invocation = script.prepare_invoke();
+    static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/put_back.lua")));
+
+    let mut invocation = SCRIPT.prepare_invoke();
     for key in keys.for_scripts() {
         invocation.key(key);
     }

@@ -1,6 +1,9 @@
 //! The names of what a feed edge keeps in Redis.
 
-use crate::settings::{Broker, Feed, FeedIntake, Worker};
+use crate::{
+    edge::held,
+    settings::{Broker, Feed, FeedIntake, Worker},
+};
 
 /// Between the parts of kombu's names (kombu/transport/redis.py, `Channel.sep`).
 pub(crate) const SEPARATOR: &str = "\u{6}\u{16}";
@@ -42,7 +45,7 @@ impl Keys {
 pub(crate) fn source(worker: &Worker, feed: &Feed) -> String {
     match &feed.intake {
         FeedIntake::Queue(queue) => queue.clone(),
-        FeedIntake::Exchange { .. } => format!("{}.held", worker.lane),
+        FeedIntake::Exchange { .. } => held(&worker.lane),
     }
 }
 

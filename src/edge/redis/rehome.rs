@@ -91,8 +91,7 @@ impl Moving<'_> {
         self.unbind(to).await?;
         if self.owner.intake == into {
             // Back to where it was fed from, in front of what came later, and all in one step.
-            let script = Script::new(include_str!("scripts/put_back.lua"));
-            let back = put_back(&script, &mut self.connection, &self.owner, &self.value, PutBack::Shut).await?;
+            let back = put_back(&mut self.connection, &self.owner, &self.value, PutBack::Shut).await?;
             self.moved += u64::try_from(back.0).map_err(|_| self.expired())?;
             tell(self.moved, before);
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{PushKind, Value as Reply, aio::MultiplexedConnection, cmd};
+use ::redis::{aio::MultiplexedConnection, cmd};
 use serde_json::{Value, json};
 use tokio::{
     sync::{Notify, oneshot},
@@ -78,12 +78,7 @@ impl Remote {
     /// Passes the heartbeats on.
     pub(super) async fn hear(&self, mut published: Pushes, feeder: &Feeder) {
         while let Some(push) = published.recv().await {
-            if push.kind != PushKind::PMessage {
-                continue;
-            }
-            let Some(Reply::BulkString(text)) = push.data.get(2) else { continue };
-            let Some(event) = envelope::unwrap(text) else { continue };
-            let Ok(event) = serde_json::from_slice::<Value>(&event.body) else { continue };
+            let Some(event) = envelope::event(&push) else { continue };
             if let (Some(node), Some(kind)) = (event["hostname"].as_str(), event["type"].as_str()) {
                 feeder.beat(node, kind != "worker-offline", celery::process(&event, node));
             }

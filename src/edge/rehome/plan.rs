@@ -1,6 +1,7 @@
 //! From whom to whom, as far as settings tell. Pure: nothing here asks a broker.
 
 use crate::{
+    edge::held,
     model::WorkerName,
     settings::{EdgeKind, FeedIntake, IntakeType, Settings, Worker},
 };
@@ -91,7 +92,7 @@ impl Plan {
             return Ok(Self { gone: gone.clone(), listed: true, to: to.clone() });
         }
         let lane = lane.map_or_else(|| lane_like(to, worker), ToOwned::to_owned);
-        for queue in [lane.clone(), format!("{lane}.held")] {
+        for queue in [lane.clone(), held(&lane)] {
             if let Some(whose) = whose(settings, &queue) {
                 return Err(PlanError::Taken { worker: worker.to_owned(), lane, queue, whose });
             }
@@ -118,7 +119,7 @@ impl Plan {
 
     /// The holding queue of the worker that is gone.
     pub fn held(&self) -> String {
-        format!("{}.held", self.gone.lane)
+        held(&self.gone.lane)
     }
 
     /// Whether messages may still come that are meant for the worker that is gone, and for it alone.

@@ -61,10 +61,7 @@ pub(crate) fn measure() -> Vec<Table> {
     for round in 0..ROUNDS {
         fill(&vhost, "", INTAKE);
         fill(&vhost, "", FLOOR);
-        // Who is second finds the node warmer, or busier with what the first one has left.
-        let by_gate = (round % 2 == 0).then(&mut feed);
-        let by_shovel = shovel(&vhost, &vhost.url(), &floor_lane);
-        let by_gate = by_gate.unwrap_or_else(&mut feed);
+        let (by_gate, by_shovel) = in_turn(round, &mut feed, || shovel(&vhost, &vhost.url(), &floor_lane));
         fill(&vhost, "", FLOOR);
         let inside = shovel(&vhost, &direct, &floor_lane);
         gated.push(by_gate);
@@ -86,6 +83,17 @@ pub(crate) fn measure() -> Vec<Table> {
         "shovel: ack-mode on-confirm, its default prefetch of 1000; classic durable queues, drained without acks",
     );
     vec![table]
+}
+
+/// Measures both. Who is second finds the node warmer, or busier with what the first one has left, so they take turns.
+pub(crate) fn in_turn(round: usize, gate: impl FnOnce() -> f64, floor: impl FnOnce() -> f64) -> (f64, f64) {
+    if round.is_multiple_of(2) {
+        let by_gate = gate();
+        (by_gate, floor())
+    } else {
+        let by_floor = floor();
+        (gate(), by_floor)
+    }
 }
 
 /// Publishes a round's messages by this exchange and key.

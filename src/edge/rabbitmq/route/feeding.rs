@@ -9,7 +9,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::try_join_all, stream::FuturesOrdered};
 use lapin::{
-    Channel, Confirmation, Consumer,
+    Channel, Consumer,
     message::Delivery,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions,
@@ -25,7 +25,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     letter::{self, Destination, PROBE_HEADER, header},
-    mover::{Mouth, Mover, TOGETHER, Tally, Way},
+    mouth::{Confirmed, InFlight, Mouth, TOGETHER, given_up, in_flight, taken},
+    mover::{Mover, Tally, Way},
     names::Names,
     topology,
 };
@@ -49,8 +50,6 @@ const FULL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mil
 const ABSENT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 /// What was seen of the lane longer ago than this is looked at again before anything is fed.
 const FRESH: Duration = Duration::from_secs(1);
-/// For what is in flight when the feeding is told to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Feeds one lane while its edge is open.
 #[derive(Debug)]
@@ -262,10 +261,7 @@ impl Feeding {
     /// Waits for every confirm, and acks. In an alarm a confirm takes as long as that, so one who is told to stop does not wait
     /// for all of them; what is not acked goes back to the queue.
     async fn finish(&self, hand: &mut Hand, stop: &CancellationToken) -> Result<(), Fault> {
-        let given_up = async {
-            stop.cancelled().await;
-            sleep(STOP_LIMIT).await;
-        };
+        let given_up = given_up(stop);
         tokio::pin!(given_up);
         while !hand.in_flight.is_empty() {
             tokio::select! {
@@ -298,14 +294,10 @@ impl Feeding {
         hand: &mut Hand,
         stop: &CancellationToken,
     ) -> Result<(), Fault> {
-        let given_up = async {
-            stop.cancelled().await;
-            sleep(STOP_LIMIT).await;
-        };
         tokio::select! {
             biased;
             published = self.publish(deliveries, hand) => published,
-            () = given_up => Ok(()),
+            () = given_up(stop) => Ok(()),
         }
     }
 
@@ -329,7 +321,7 @@ impl Feeding {
         });
         for (tag, confirm) in try_join_all(publishing).await?.into_iter().flatten() {
             hand.published += 1;
-            hand.in_flight.push_back(async move { (tag, confirm.await) }.boxed());
+            hand.in_flight.push_back(in_flight(tag, confirm));
         }
         failpoint::hit(Point::FeedPublished);
         Ok(())
@@ -371,8 +363,6 @@ impl Feeding {
     }
 }
 
-type InFlight = futures_util::future::BoxFuture<'static, (u64, lapin::Result<Confirmation>)>;
-
 /// What was consumed and is not acked.
 #[derive(Default)]
 struct Hand {
@@ -389,20 +379,8 @@ impl Hand {
     }
 
     /// Takes one confirm in, and every other that has come by now.
-    fn take(&mut self, first: (u64, lapin::Result<Confirmation>)) -> Result<(), Fault> {
-        let mut next = Some(first);
-        while let Some((tag, confirm)) = next {
-            match confirm.map_err(|error| Fault::command("feed a message", error))? {
-                Confirmation::Ack(None) => self.confirmed.push_back(tag),
-                Confirmation::Ack(Some(returned)) => {
-                    return Err(Fault::Nowhere { exchange: returned.delivery.exchange.to_string() });
-                }
-                Confirmation::Nack(_) | Confirmation::NotRequested => {
-                    return Err(Fault::Silent { doing: "feed a message: the broker could not take it".to_owned() });
-                }
-            }
-            next = self.in_flight.next().now_or_never().flatten();
-        }
+    fn take(&mut self, first: Confirmed) -> Result<(), Fault> {
+        self.confirmed.extend(taken("feed a message", first, &mut self.in_flight)?);
         Ok(())
     }
 }

@@ -6,7 +6,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use futures_util::{
@@ -15,20 +14,17 @@ use futures_util::{
     stream::{FuturesOrdered, FuturesUnordered},
 };
 use lapin::{
-    Channel, Confirmation, Consumer,
+    Channel, Consumer,
     message::Delivery,
     options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, mpsc, oneshot},
-    task::JoinHandle,
-};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     letter::{Destination, PROBE_HEADER, give_back, header, rehome, stray_key, take_back},
+    mouth::{Confirmed, InFlight, Mouth, STOP_LIMIT, TOGETHER, in_flight, taken},
     names::Names,
     topology,
 };
@@ -43,8 +39,6 @@ use crate::{
 /// Published and not yet confirmed. Enough to hide a confirm that takes 5 ms at 25,000 messages a second; also the number of
 /// messages that may change places when a give-back is cut short by a shut, and that may be there twice after a kill.
 const IN_FLIGHT: usize = 128;
-/// So many are published in one go: up to this, `try_join_all` asks them in their order.
-pub(super) const TOGETHER: usize = 30;
 /// What a give-back has in hand at the most.
 const GIVE_BACK_WINDOW: u16 = 512;
 /// What the intercept has in hand at the most: one that is used up lets the worker have the rest (FACTS.md, lane
@@ -52,8 +46,6 @@ const GIVE_BACK_WINDOW: u16 = 512;
 pub(super) const INTERCEPT_WINDOW: u16 = 10_000;
 /// Celery's consumers have priority 0.
 const INTERCEPT_PRIORITY: i32 = 100;
-/// For what is in flight when a mover is told to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Which way messages are moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -322,32 +314,16 @@ struct Desk {
 impl Desk {
     /// Acks what has been confirmed: `first`, and everything behind it that has been by now.
     ///
-    /// lapin hands a returned message to the first publish that is confirmed after it came, whichever that was; its own
-    /// publish then looks like one that was taken. So one that was returned puts all of them in doubt, and all of them stay:
-    /// twice is better than never.
-    ///
     /// # Errors
     /// If one was returned, or the broker says so; then nothing more may be acked.
-    async fn finish(&self, first: Published, in_flight: &mut FuturesOrdered<InFlight>) -> Result<(), Fault> {
-        let (mut taken, mut last) = (0, 0);
-        let mut next = Some(first);
-        while let Some(Published { tag, exchange, confirm }) = next {
-            match confirm.map_err(|error| Fault::command("publish a moved message", error))? {
-                Confirmation::Ack(None) => (taken, last) = (taken + 1, tag),
-                Confirmation::Ack(Some(_)) => return Err(Fault::Nowhere { exchange: exchange.to_string() }),
-                Confirmation::Nack(_) | Confirmation::NotRequested => {
-                    return Err(Fault::Silent {
-                        doing: "publish a moved message: the broker could not take it".to_owned(),
-                    });
-                }
-            }
-            next = in_flight.next().now_or_never().flatten();
-        }
+    async fn finish(&self, first: Confirmed, in_flight: &mut FuturesOrdered<InFlight>) -> Result<(), Fault> {
+        let taken = taken("publish a moved message", first, in_flight)?;
         failpoint::hit(self.way.point(Point::TakeBackConfirmed, Point::GiveBackConfirmed));
+        let Some(last) = taken.last() else { return Ok(()) };
         // They were published in the order in which they came, so everything up to the last one is confirmed.
-        within("ack moved messages", self.consume.basic_ack(last, BasicAckOptions { multiple: true })).await?;
+        within("ack moved messages", self.consume.basic_ack(*last, BasicAckOptions { multiple: true })).await?;
         failpoint::hit(self.way.point(Point::TakeBackAcked, Point::GiveBackAcked));
-        self.tally.moved.fetch_add(taken, Relaxed);
+        self.tally.moved.fetch_add(taken.len() as u64, Relaxed);
         Ok(())
     }
 
@@ -373,19 +349,15 @@ impl Desk {
             failpoint::hit(Point::GiveBackStrayUnbound);
         }
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let publish = channel.basic_publish(exchange.clone(), key, options, &delivery.data, properties);
+        let publish = channel.basic_publish(exchange, key, options, &delivery.data, properties);
         let confirm = publish.await.map_err(|error| Fault::command("publish a moved message", error))?;
         failpoint::hit(self.way.point(Point::TakeBackPublished, Point::GiveBackPublished));
-        let tag = delivery.delivery_tag;
-        Ok(Some(async move { Published { tag, exchange, confirm: confirm.await } }.boxed()))
+        Ok(Some(in_flight(delivery.delivery_tag, confirm)))
     }
 }
 
 /// Some messages that are being published, and the mouth for the next ones.
 type Publishing = BoxFuture<'static, (Mouth, Result<Vec<InFlight>, Fault>)>;
-
-/// Published, and not yet confirmed.
-type InFlight = BoxFuture<'static, Published>;
 
 /// Publishes in order. All in one go, because each publish by itself would wake lapin's thread, and write to the socket.
 async fn publish(desk: Arc<Desk>, mut mouth: Mouth, batch: Vec<Delivery>) -> (Mouth, Result<Vec<InFlight>, Fault>) {
@@ -394,71 +366,6 @@ async fn publish(desk: Arc<Desk>, mut mouth: Mouth, batch: Vec<Delivery>) -> (Mo
         Err(fault) => Err(fault),
     };
     (mouth, published.map(|published| published.into_iter().flatten().collect()))
-}
-
-/// Where a mover publishes: a channel of its own, since lapin hands a message that nobody took to whichever publish of the same
-/// channel is confirmed next. It is opened beside all else, because under an alarm that takes as long as the alarm, and what
-/// waits is to be consumed all the same.
-#[derive(Debug)]
-pub(super) struct Mouth {
-    links: Arc<Links>,
-    /// Until it is done.
-    opening: Option<JoinHandle<Result<Channel, Fault>>>,
-    channel: Option<Channel>,
-}
-
-impl Mouth {
-    pub(super) fn open(links: Arc<Links>) -> Self {
-        let opening = Some(Self::begin(&links));
-        Self { links, opening, channel: None }
-    }
-
-    fn begin(links: &Arc<Links>) -> JoinHandle<Result<Channel, Fault>> {
-        let links = Arc::clone(links);
-        tokio::spawn(async move { topology::publishing(&links.publish).await })
-    }
-
-    /// Cancel-safe.
-    pub(super) async fn channel(&mut self) -> Result<Channel, Fault> {
-        loop {
-            if let Some(channel) = &self.channel {
-                return Ok(channel.clone());
-            }
-            let opening = self.opening.get_or_insert_with(|| Self::begin(&self.links));
-            let opened = opening.await;
-            self.opening = None;
-            match opened.unwrap_or_else(|panic| Err(Fault::Silent { doing: format!("open a channel ({panic})") })) {
-                Ok(channel) => self.channel = Some(channel),
-                Err(Fault::Blocked) => {}
-                Err(fault) => return Err(fault),
-            }
-        }
-    }
-}
-
-impl Drop for Mouth {
-    /// The channel closes in its own time: nothing waits for it.
-    fn drop(&mut self) {
-        let Ok(runtime) = Handle::try_current() else { return };
-        let (channel, opening) = (self.channel.take(), self.opening.take());
-        runtime.spawn(async move {
-            let opened = match (channel, opening) {
-                (Some(channel), _) => Some(channel),
-                (None, Some(opening)) => opening.await.ok().and_then(Result::ok),
-                (None, None) => None,
-            };
-            if let Some(channel) = opened {
-                let _ = within("stop publishing", channel.close(200, "done".into())).await;
-            }
-        });
-    }
-}
-
-/// A message that was published where it belongs, and what the broker says of it.
-struct Published {
-    tag: u64,
-    exchange: ShortString,
-    confirm: lapin::Result<Confirmation>,
 }
 
 fn tell(swept: oneshot::Sender<()>) {

@@ -2,7 +2,10 @@
 
 use lapin::types::ShortString;
 
-use crate::settings::{IntakeType, RouteIntake, Worker};
+use crate::{
+    edge::held,
+    settings::{IntakeType, RouteIntake, Worker},
+};
 
 /// Every exchange and queue of one worker's route edge.
 #[derive(Debug, Clone)]
@@ -39,8 +42,8 @@ impl Names {
     pub(crate) fn new(worker: &Worker, intake: &RouteIntake, shared: Option<&str>) -> Self {
         let (exchange, lane) = (&intake.exchange, &worker.lane);
         let shared: Option<ShortString> = shared.map(Into::into);
-        let lane_held = shared.clone().unwrap_or_else(|| format!("{lane}.held").into());
-        let intake_held: ShortString = format!("{exchange}.held").into();
+        let lane_held = shared.clone().unwrap_or_else(|| held(lane).into());
+        let intake_held: ShortString = held(exchange).into();
         Self {
             intake: exchange.as_str().into(),
             keys: match intake.kind {
@@ -86,6 +89,11 @@ fn matches(pattern: &[&str], key: &[&str]) -> bool {
         ([word, more @ ..], [first, rest @ ..]) => (*word == "*" || word == first) && matches(more, rest),
         (_, []) => false,
     }
+}
+
+/// The exchange by which a gate feeds the lanes of a shared queue.
+pub(crate) fn feed_exchange(queue: &str) -> String {
+    format!("{queue}.feed")
 }
 
 /// The owner queue of a worker, which is also the owner's mailbox.

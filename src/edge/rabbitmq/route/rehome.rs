@@ -26,9 +26,9 @@ use super::{
 use crate::{
     amqp::Link,
     edge::{
-        fault::{Fault, is_refusal, within},
+        fault::{Fault, within},
         links::Connect,
-        rabbitmq::links::Links,
+        rabbitmq::{links::Links, wire},
         rehome::{Outcome, Plan, RehomeError},
     },
     settings::{Broker, EdgeKind, FeedIntake, RouteIntake, Worker, broker_url::AmqpUrl},
@@ -102,7 +102,7 @@ async fn rehome(
 }
 
 /// The exchange by which messages come to a worker, and the queue that it shares with others, if it does.
-fn way(worker: &Worker) -> (RouteIntake, Option<&str>) {
+pub(crate) fn way(worker: &Worker) -> (RouteIntake, Option<&str>) {
     match &worker.edge {
         EdgeKind::Route(intake) => (intake.clone(), None),
         EdgeKind::Feed(feed) => match &feed.intake {
@@ -137,13 +137,7 @@ async fn sources(plan: &Plan, control: &Link) -> Result<Vec<Source>, RehomeError
     let mut sources = Vec::new();
     for queue in [lane.clone(), plan.held()] {
         let queue = ShortString::from(queue);
-        // A queue that is not there ends the channel.
-        let channel = topology::open(control).await?;
-        let count = match topology::count(&channel, &queue).await {
-            Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => continue,
-            count => count?,
-        };
-        let _ = channel.close(200, "done".into()).await;
+        let Some(count) = wire::count_if_there(control, &queue).await? else { continue };
         if queue.as_str() == lane && count.consumer_count() > 0 {
             return Err(RehomeError::Consumed { worker, lane, consumers: count.consumer_count() });
         }

@@ -59,22 +59,17 @@ impl Progress {
         self.look_at
     }
 
-    /// How many are left, given how many are moved and how many can be seen: what the broker has sent and the mover has not
-    /// taken yet is counted by neither of them.
-    pub(super) fn left(&self, moved: u64, seen: u64) -> u64 {
-        if seen == 0 { 0 } else { seen.max((self.told.moved + self.told.left).saturating_sub(moved)) }
-    }
-
-    /// Where it stands, given how many are moved and how many wait; and whether that is to be logged. `None` at the end.
-    pub(super) fn look(&mut self, moved: u64, left: u64) -> (Option<Account>, bool) {
+    /// Where it stands, given how many are moved and how many can be seen, and whether that is to be logged. What the broker has
+    /// sent and the mover has not taken yet can be seen nowhere. Nothing is left at the end.
+    pub(super) fn look(&mut self, moved: u64, seen: u64) -> (Account, bool) {
         let now = Instant::now();
         self.look_at = now + PROGRESS_LOOK;
+        let left = if seen == 0 { 0 } else { seen.max((self.told.moved + self.told.left).saturating_sub(moved)) };
         let logs = now >= self.log_at || left == 0;
         if logs {
             self.log_at = now + PROGRESS_LOG;
         }
-        let account = balance(self.told.before.max(moved + left), moved, left);
-        ((left > 0).then_some(account), logs)
+        (balance(self.told.before.max(moved + left), moved, left), logs)
     }
 }
 

@@ -11,10 +11,13 @@ use lapin::{
 };
 
 use super::names::Names;
-pub(super) use crate::edge::rabbitmq::wire::{open, publishing};
+pub(super) use crate::edge::rabbitmq::wire::{count, open, publishing};
 use crate::{
     amqp::Link,
-    edge::fault::{Fault, is_refusal, within},
+    edge::{
+        fault::{Fault, is_refusal, within},
+        rabbitmq::wire,
+    },
     failpoint::{self, Point},
     settings::{IntakeType, RouteIntake, Worker},
 };
@@ -91,13 +94,9 @@ impl Topology<'_> {
     /// The queue that producers and other gates share. It is theirs, with whatever arguments; only where it is missing it is
     /// made, as Celery makes a queue.
     async fn shared(&self, control: &Link, shared: &ShortString) -> Result<(), Fault> {
-        let channel = open(control).await?;
-        match count(&channel, shared).await {
-            Ok(_) => {
-                let _ = channel.close(200, "done".into()).await;
-                Ok(())
-            }
-            Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => {
+        match wire::count_if_there(control, shared).await {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => {
                 let channel = open(control).await?;
                 self.queue(&channel, shared).await?;
                 let _ = channel.close(200, "done".into()).await;
@@ -302,11 +301,6 @@ pub(super) async fn waiting(channel: &Channel, queue: &ShortString) -> Result<u6
 /// How many consume a queue.
 pub(in crate::edge::rabbitmq) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<u32, Fault> {
     Ok(count(channel, queue).await?.consumer_count())
-}
-
-pub(super) async fn count(channel: &Channel, queue: &ShortString) -> Result<lapin::Queue, Fault> {
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    within("count a queue", channel.queue_declare(queue.clone(), options, FieldTable::default())).await
 }
 
 fn kind(kind: IntakeType) -> ExchangeKind {

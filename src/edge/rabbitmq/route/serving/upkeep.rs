@@ -85,16 +85,15 @@ impl Serving<'_> {
         let tallies = self.movers.iter().filter(|moving| !moving.stop.is_cancelled()).map(|moving| &moving.tally);
         let (moved, in_hand) = tallies
             .fold((0, 0), |(moved, in_hand), tally| (moved + tally.moved.load(Relaxed), in_hand + tally.in_hand()));
-        let left = progress.left(moved, left + in_hand);
-        let (account, logs) = progress.look(moved, left);
+        let (account, logs) = progress.look(moved, left + in_hand);
+        let (worker, left) = (&self.route.worker.name, account.left);
         if logs {
-            let worker = &self.route.worker.name;
             tracing::info!(%worker, moved, left, blocked = self.links.is_blocked(), "moving messages");
         }
-        if account.is_some() {
+        if left > 0 {
             self.progress = Some(progress);
         }
-        ends.tell(&self.route.worker.name, EdgeReport::Moving(account)).await;
+        ends.tell(worker, EdgeReport::Moving((left > 0).then_some(account))).await;
         Ok(())
     }
 
