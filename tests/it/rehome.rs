@@ -133,7 +133,8 @@ fn what_the_lane_has_goes_before_what_was_held_and_all_of_it_is_held_for_the_oth
     // These are held with headers that remember how they came.
     vhost.publish("", "codex-0", ["past 0", "past 1"]);
     vhost.wait_for_messages(SOON, HELD, 2);
-    gate.kill();
+    // In good order: one that is killed may not have acknowledged what it has just moved.
+    assert!(gate.stop().success());
     until(SOON, "the broker gives the gate up", || !field.is_owned(0));
     vhost.publish(INTAKE, "codex-0", ["held 0", "held 1"]);
     vhost.publish("", "codex-0", ["lane 0", "lane 1"]);

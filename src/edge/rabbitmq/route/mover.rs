@@ -258,7 +258,10 @@ impl Mover {
             // What is half published may be with the broker already: unless it is seen through, it would be there twice.
             let finish = async {
                 if let Some(publishing) = publishing {
-                    in_flight.extend(publishing.await.1?);
+                    let (back, published) = publishing.await;
+                    // Its channel closes with it, and confirms are still to come.
+                    self.mouth = Some(back);
+                    in_flight.extend(published?);
                 }
                 while let Some(first) = in_flight.next().await {
                     self.desk.finish(first, &mut in_flight).await?;
