@@ -1,25 +1,41 @@
-//! `worker-gate events`: every fact of every gate on this broker, as it happens.
+//! `worker-gate events`: every fact of every gate on this broker, as it happens, to a reader, a program or a webhook.
+//!
+//! ```text
+//! broker ──▶ rabbitmq | redis: one after the other, acknowledged when it is done with
+//!               └─▶ view: counted, filtered, tried again ──▶ lines | exec: a program | webhook: body, POST
+//! ```
 
 use std::{
     io::{self, Write},
-    ops::ControlFlow,
     time::Duration,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
 };
 
-use super::line::{line, word};
 use crate::{
     amqp::{self, Retry},
+    glob,
     settings::{self, BrokerUrl},
 };
 
+pub mod args;
+pub mod body;
+mod counts;
+pub mod exec;
+mod patience;
 mod rabbitmq;
 mod redis;
+mod view;
+pub mod webhook;
+
+use exec::Exec;
+use view::View;
+use webhook::Webhook;
 
 /// Between two attempts to come back; doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -30,24 +46,52 @@ const PURPOSE: &str = "worker-gate events";
 /// How many events may be on their way to a reader that is slow, such as a pager. The rest waits at the broker.
 const WINDOW: u16 = 256;
 
-/// Which events are shown.
+/// An event as it was published: one flat JSON object.
+type Event = Map<String, Value>;
+
+/// What is wanted of the events.
+#[derive(Debug)]
+pub struct Subscription {
+    /// Which.
+    pub filter: Filter,
+    /// Those of so long ago or less. Without a name only such as the broker still has, and Redis alone has any.
+    pub since: Option<Duration>,
+    /// The name under which the broker keeps what comes while nobody is here; `None`: it keeps nothing.
+    pub durable: Option<String>,
+    /// Where they go.
+    pub target: Target,
+}
+
+/// Which events are meant.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// Only this `type`.
-    pub kind: Option<String>,
-    /// Only this worker's; events of gates have none.
-    pub worker: Option<String>,
-    /// Before those that come, those of so long ago or less that the broker still has.
-    pub since: Option<Duration>,
+    /// Patterns of `type`; none means every type.
+    pub kinds: Vec<String>,
+    /// Patterns of workers' names; none means every worker, and also what is about gates alone.
+    pub workers: Vec<String>,
+}
+
+/// Where events go.
+#[derive(Debug)]
+pub enum Target {
+    /// To the output, one line for people each.
+    Lines,
+    /// To the output, one JSON object a line, as it was published.
+    Json,
+    /// To a program each.
+    Program(Exec),
+    /// By a POST each.
+    Webhook(Webhook),
 }
 
 impl Filter {
-    fn takes(&self, event: &Map<String, Value>) -> bool {
-        let is = |wanted: &Option<String>, name: &str| match wanted {
-            Some(wanted) => event.get(name).and_then(Value::as_str) == Some(wanted),
-            None => true,
+    fn takes(&self, event: &Event) -> bool {
+        let is = |patterns: &[String], field: &str| {
+            let value = event.get(field).and_then(Value::as_str);
+            patterns.is_empty()
+                || value.is_some_and(|value| patterns.iter().any(|pattern| glob::matches(pattern, value)))
         };
-        is(&self.kind, "type") && is(&self.worker, "worker_name")
+        is(&self.kinds, "type") && is(&self.workers, "worker_name")
     }
 }
 
@@ -70,12 +114,29 @@ pub enum EventsError {
         /// The rights without which there is no subscription.
         needs: &'static str,
     },
+    /// The name of a durable subscriber is that of a queue which is none's.
+    #[error(
+        "subscribe as {name:?} (--durable): there is a queue of this name that is no subscriber's ({detail}); choose another \
+         name, or delete that queue"
+    )]
+    Taken {
+        /// The name.
+        name: String,
+        /// What the broker said.
+        detail: String,
+    },
     /// Something of the past is asked of a broker that keeps none of it.
     #[error(
-        "look back: RabbitMQ keeps no events for those who come late, so --since is for Redis alone; what a gate has done, \
-         `worker-gate audit` shows on its host"
+        "look back: RabbitMQ keeps no events for those who come late, so --since alone is for Redis; with --durable NAME \
+         it keeps them for this subscriber from now on, and what a gate has done, `worker-gate audit` shows on its host"
     )]
     NothingKept,
+    /// There is no such program.
+    #[error(transparent)]
+    Program(#[from] exec::NoProgram),
+    /// Nothing can be posted there.
+    #[error(transparent)]
+    Webhook(#[from] webhook::NoWebhook),
     /// Signals cannot be listened to, or nobody takes the output. A reader that went away is not an error.
     #[error("write the output")]
     Output(#[from] io::Error),
@@ -87,7 +148,12 @@ impl EventsError {
         match self {
             Self::Connect(error) => error.retry(),
             Self::ConnectRedis(error) => error.retry(),
-            Self::Refused { .. } | Self::NothingKept | Self::Output(_) => Retry::NeedsPerson,
+            Self::Refused { .. }
+            | Self::Taken { .. }
+            | Self::NothingKept
+            | Self::Program(_)
+            | Self::Webhook(_)
+            | Self::Output(_) => Retry::NeedsPerson,
         }
     }
 
@@ -97,32 +163,40 @@ impl EventsError {
             Self::Connect(error) => error.is_permission(),
             Self::ConnectRedis(error) => error.is_permission(),
             Self::Refused { .. } => true,
-            Self::NothingKept | Self::Output(_) => false,
+            Self::Taken { .. } | Self::NothingKept | Self::Program(_) | Self::Webhook(_) | Self::Output(_) => false,
+        }
+    }
+
+    /// Whether the command line asks for what there is not.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Taken { .. } | Self::NothingKept | Self::Program(_) | Self::Webhook(_) => true,
+            Self::Connect(_) | Self::ConnectRedis(_) | Self::Refused { .. } | Self::Output(_) => false,
         }
     }
 }
 
-/// Writes one line per event to `out` until SIGINT, SIGTERM, or until `out` has no reader any more. With `json` a line
-/// is the published object. What happens to the link is told on `notes`, and whether events of the time without one can be
-/// shown: Redis has kept them, and on RabbitMQ they are missed, which shows as a hole in `seq`.
+/// Brings each event where the subscription says, until SIGINT, SIGTERM, or until `out` has no reader any more. What happens
+/// to the link, and what could not be delivered or has been missed, is told on `notes`.
 ///
 /// # Errors
 /// When the broker cannot be reached at the start, or refuses.
 pub async fn events(
     broker: &settings::Broker,
     exchange: &str,
-    filter: &Filter,
-    json: bool,
+    subscription: Subscription,
     out: &mut (dyn Write + Send),
     notes: &mut (dyn Write + Send),
 ) -> Result<(), EventsError> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut view = View { filter, json, out, notes };
-    tokio::select! {
+    let mut view = View::new(subscription, Timestamp::now(), out, notes);
+    let result = tokio::select! {
         result = follow(broker, exchange, &mut view) => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
-    }
+    };
+    view.stop().await;
+    result
 }
 
 async fn follow(broker: &settings::Broker, exchange: &str, view: &mut View<'_>) -> Result<(), EventsError> {
@@ -146,94 +220,41 @@ impl Pauses {
     }
 }
 
-/// Where events go, and how.
-struct View<'a> {
-    filter: &'a Filter,
-    json: bool,
-    out: &'a mut (dyn Write + Send),
-    notes: &'a mut (dyn Write + Send),
+/// When it happened, by the clock of its gate.
+fn time_of(event: &Event) -> Option<Timestamp> {
+    let since = SignedDuration::try_from_secs_f64(event.get("timestamp")?.as_f64()?).ok()?;
+    Timestamp::from_duration(since).ok()
 }
 
-impl View<'_> {
-    /// Shows an event, or breaks if nobody reads any more.
-    fn show(&mut self, body: &[u8]) -> io::Result<ControlFlow<()>> {
-        match self.write(body) {
-            Ok(()) => Ok(ControlFlow::Continue(())),
-            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
-            Err(err) => Err(err),
-        }
-    }
+/// A field of the reason: its code, detail or remedy. "" if there is none.
+fn reason<'a>(event: &'a Event, part: &str) -> &'a str {
+    event.get("reason").and_then(|reason| reason.get(part)).and_then(Value::as_str).unwrap_or_default()
+}
 
-    fn write(&mut self, body: &[u8]) -> io::Result<()> {
-        let Ok(event) = serde_json::from_slice::<Map<String, Value>>(body) else {
-            let start = String::from_utf8_lossy(&body[..body.len().min(80)]);
-            return self.note(&format!("somebody published what is not an event: {}", word(&start.into())));
-        };
-        if !self.filter.takes(&event) {
-            return Ok(());
-        }
-        match (self.json, str::from_utf8(body)) {
-            // As it was published, to the byte, unless it would not be one line.
-            (true, Ok(text)) if !text.contains(['\n', '\r']) => writeln!(self.out, "{text}")?,
-            (true, _) => writeln!(self.out, "{}", Value::from(event))?,
-            (false, _) => writeln!(self.out, "{}", line(&event))?,
-        }
-        self.out.flush()
-    }
-
-    /// Takes in that an attempt to come back has failed; it was the last one if waiting will not mend it.
-    fn failed(&mut self, error: EventsError) -> Result<(), EventsError> {
-        if error.retry() == Retry::NeedsPerson {
-            return Err(error);
-        }
-        Ok(self.note(&format!("failed to {error}; trying again"))?)
-    }
-
-    fn note(&mut self, note: &str) -> io::Result<()> {
-        writeln!(self.notes, "worker-gate events: {note}")
-    }
+/// A field that is text. "" if there is none.
+fn field<'a>(event: &'a Event, name: &str) -> &'a str {
+    event.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn shown(filter: &Filter, json: bool, bodies: &[&str]) -> (String, String) {
-        let (mut out, mut notes) = (Vec::new(), Vec::new());
-        let mut view = View { filter, json, out: &mut out, notes: &mut notes };
-        for body in bodies {
-            assert!(view.show(body.as_bytes()).unwrap().is_continue());
-        }
-        (String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap())
-    }
-
-    const ADMITTED: &str = r#"{"type":"worker-admitted","worker_name":"codex-0","timestamp":1.50}"#;
-    const BEAT: &str = r#"{"type":"gate-heartbeat","hostname":"worker-gate@g"}"#;
-
     #[test]
-    fn json_is_what_was_published_one_object_a_line() {
-        let spread = "{\"type\":\n\"x\"}";
-        let (out, _) = shown(&Filter::default(), true, &[ADMITTED, BEAT, spread]);
-        assert_eq!(out, format!("{ADMITTED}\n{BEAT}\n{{\"type\":\"x\"}}\n"));
-    }
-
-    #[test]
-    fn a_filter_takes_the_whole_type_and_the_whole_worker_name() {
-        let filter = |kind: Option<&str>, worker: Option<&str>| {
-            let filter = Filter { kind: kind.map(str::to_owned), worker: worker.map(str::to_owned), since: None };
-            shown(&filter, true, &[ADMITTED, BEAT]).0
+    fn a_filter_takes_what_fits_one_of_its_patterns_of_each_kind() {
+        let takes = |kinds: &[&str], workers: &[&str], event: Value| {
+            let owned = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+            Filter { kinds: owned(kinds), workers: owned(workers) }.takes(event.as_object().unwrap())
         };
-        assert_eq!(filter(Some("gate-heartbeat"), None), format!("{BEAT}\n"));
-        assert_eq!(filter(None, Some("codex-0")), format!("{ADMITTED}\n"));
-        assert_eq!(filter(Some("worker"), None), "");
-        assert_eq!(filter(None, Some("codex")), "");
-    }
-
-    #[test]
-    fn what_is_not_an_event_is_noted_and_not_shown() {
-        let (out, notes) = shown(&Filter::default(), true, &["[1]", "\u{1b}[2J"]);
-        assert_eq!(out, "");
-        assert_eq!(notes.lines().count(), 2);
-        assert!(!notes.contains('\u{1b}'), "{notes:?}");
+        let admitted = || json!({"type": "worker-admitted", "worker_name": "codex-0@h"});
+        let beat = || json!({"type": "gate-heartbeat", "hostname": "worker-gate@g"});
+        assert!(takes(&[], &[], admitted()) && takes(&[], &[], beat()));
+        assert!(takes(&["gate-*", "worker-admitted"], &[], admitted()) && takes(&["gate-*"], &[], beat()));
+        assert!(!takes(&["worker"], &[], admitted()));
+        assert!(takes(&[], &["codex-1@h", "codex-?@*"], admitted()));
+        assert!(!takes(&[], &["*"], beat()), "an event about a gate is about no worker");
+        assert!(!takes(&["worker-held"], &["codex-*"], admitted()));
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 use worker_gate::{
     amqp::{self, Link},
-    cli::events::{EventsError, Filter, events},
+    cli::events::{EventsError, Filter, Subscription, Target, events},
     model::{
         Account, Admission, CheckRecord, CheckStatus, Code, Edge, Exposed, ExposedTask, Fact, FactKind, Outcome,
         Reason, Record, Since, WorkerName,
@@ -40,7 +40,15 @@ use crate::support::{
     wait::{eventually, until},
 };
 
+mod alerts;
+mod durable;
+mod example;
+mod exec;
+mod hook;
 mod redis;
+mod slow;
+mod stage;
+mod webhook;
 
 const EXCHANGE: &str = crate::support::facts::EXCHANGE;
 const SOON: Duration = Duration::from_secs(30);
@@ -103,6 +111,10 @@ fn quarantined() -> Record {
         admission: Some(Admission::Quarantined),
         edge: Some(Edge::Shut),
         reason: Some(Reason::new(Code::CheckFailed, "codex_cli: not logged in", "codex login")),
+        changed_at: None,
+        hold: None,
+        command: None,
+        intake: None,
         account: Some(Account { before: 3, moved: 2, left: 0, taken: 1 }),
         exposed: Some(Exposed::Tasks(vec![task])),
         broker_blocked: false,
@@ -119,7 +131,7 @@ fn quarantined() -> Record {
 }
 
 fn fact(kind: FactKind, record: Option<Record>, audited: bool) -> Fact {
-    Fact { kind, at: jiff::Timestamp::now(), record, reason: None, audited }
+    Fact { kind, at: jiff::Timestamp::now(), record, reason: None, digest: None, audited }
 }
 
 fn heartbeat() -> Fact {
@@ -321,11 +333,12 @@ struct Listening {
     ended: Arc<Mutex<Option<Result<(), EventsError>>>>,
 }
 
-fn listen(broker: Broker, filter: Filter, json: bool) -> Listening {
+fn listen(broker: Broker, filter: Filter, since: Option<Duration>) -> Listening {
     let listening = Listening { out: Screen::default(), notes: Screen::default(), ended: Arc::default() };
     let (mut out, mut notes, ended) = (listening.out.clone(), listening.notes.clone(), Arc::clone(&listening.ended));
     spawn(async move {
-        let result = events(&broker, EXCHANGE, &filter, json, &mut out, &mut notes).await;
+        let subscription = Subscription { filter, since, durable: None, target: Target::Json };
+        let result = events(&broker, EXCHANGE, subscription, &mut out, &mut notes).await;
         *ended.lock().unwrap() = Some(result);
     });
     listening
@@ -335,8 +348,8 @@ fn listen(broker: Broker, filter: Filter, json: bool) -> Listening {
 fn events_shows_what_is_published_comes_back_after_a_lost_link_and_ends_with_its_reader() {
     let vhost = vhost();
     let proxy = Proxy::to(vhost.broker().port());
-    let filter = Filter { kind: Some("worker-admitted".into()), ..Filter::default() };
-    let told = listen(settings(&vhost, proxy.port()), filter, true);
+    let filter = Filter { kinds: vec!["worker-admitted".into()], ..Filter::default() };
+    let told = listen(settings(&vhost, proxy.port()), filter, None);
     let subscribed = || told.notes.text().matches("subscribed to worker-gate.health").count();
     until(SOON, "it made the exchange itself and subscribed", || subscribed() == 1);
 
@@ -361,7 +374,7 @@ fn events_shows_what_is_published_comes_back_after_a_lost_link_and_ends_with_its
 fn events_says_at_once_what_waiting_will_not_mend() {
     let vhost = vhost();
     let end = |broker: Broker| {
-        let told = listen(broker, Filter::default(), false);
+        let told = listen(broker, Filter::default(), None);
         let end = eventually(SOON, "it has ended", || told.ended.lock().unwrap().take());
         end.unwrap_err().to_string()
     };

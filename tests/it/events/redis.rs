@@ -5,7 +5,7 @@ use std::{ops::Range, thread, time::Duration};
 use worker_gate::{
     cli::events::Filter,
     redis::{Link, connect, envelope::fanout_channel},
-    report::outbox::{Outlet, RedisOutlet, stream},
+    report::outbox::{Outlet, RedisOutlet, gates, stream},
     rush::Rush,
     settings::{Broker, BrokerUrl, Tls},
 };
@@ -40,6 +40,7 @@ fn outlet(redis: &Redis, prefix: &str) -> (Link, Outlet) {
         rush: Rush::default(),
         channel: fanout_channel(prefix, redis.database(), EXCHANGE, ""),
         stream: stream(prefix, EXCHANGE),
+        gates: gates(prefix),
     };
     (link, Outlet::Redis(outlet))
 }
@@ -63,7 +64,7 @@ fn lines(seqs: Range<u32>) -> String {
 }
 
 fn listen_at(url: &str, since: Option<Duration>) -> Listening {
-    listen(settings(url), Filter { since, ..Filter::default() }, true)
+    listen(settings(url), Filter::default(), since)
 }
 
 #[track_caller]
