@@ -7,19 +7,27 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub mod order;
 mod record;
 
+pub use order::{Ask, By, Command, Hold, Order};
 pub use record::{
-    CheckRecord, Exposed, ExposedTask, Fact, FactKind, Image, ImageState, Readmission, Record, Since, Tool,
-    VersionChange,
+    Brief, CheckRecord, Digest, Exposed, ExposedTask, Fact, FactKind, Image, ImageState, Readmission, Record, Since,
+    Tool, VersionChange,
 };
 
 /// A Celery node name such as `codex-0@host-1`. Never empty; cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct WorkerName(#[serde(serialize_with = "as_str")] Arc<str>);
+
+impl<'de> Deserialize<'de> for WorkerName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Self::new(&String::deserialize(from)?))
+    }
+}
 
 fn as_str<S: Serializer>(name: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(name)
@@ -113,19 +121,19 @@ pub enum Edge {
 }
 
 /// Whether a worker may have work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Admission {
     /// Not yet proven.
     Held,
     /// Proven, with fresh evidence, by the gate that owns the worker.
     Admitted,
-    /// The proof failed, aged or changed.
+    /// The proof failed, aged or changed, or an operator holds the worker.
     Quarantined,
 }
 
 /// Why admission or edge is what it is, what was seen, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// Stable, for programs.
     pub code: Code,
@@ -143,7 +151,7 @@ impl Reason {
 }
 
 /// The stable names of reasons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// The gate has just started, or just got this worker: nothing has been proven yet.
@@ -182,6 +190,12 @@ pub enum Code {
     Recycled,
     /// A quarantined worker was asked to start anew, and did not, or not yet.
     NotRecycled,
+    /// An operator holds the worker.
+    OperatorHold,
+    /// A required check fails on so much of the fleet that the check itself is in doubt; the worker stays admitted.
+    FleetSuspect,
+    /// An operator's command could not be believed or understood.
+    CommandRefused,
     /// The gate is stopping.
     Stopping,
 }

@@ -32,8 +32,12 @@ pub struct Settings {
     pub broker: Broker,
     /// `[events]`
     pub events: Events,
+    /// `[control]`
+    pub control: Control,
     /// `[evidence]`
     pub evidence: Evidence,
+    /// `[fleet]`
+    pub fleet: Fleet,
     /// `[checks.NAME]`; never empty, and at least one is required.
     pub checks: BTreeMap<String, Check>,
     /// `[profile]`; `None` when `profile.path` is empty.
@@ -101,6 +105,21 @@ pub struct Evidence {
     pub flap_wait: Duration,
     /// The longest such wait.
     pub flap_max: Duration,
+}
+
+/// What operators may ask of the gate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Control {
+    /// The file with the key that a request must be signed with; `None` if none is asked for.
+    pub key_file: Option<PathBuf>,
+}
+
+/// What becomes of one worker because of the others that share its intake.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fleet {
+    /// How much of an intake's workers, in percent from 1 to 99, failing checks may quarantine within five minutes; `None`: all
+    /// of them.
+    pub max_quarantined: Option<u8>,
 }
 
 /// One check of tools.

@@ -13,6 +13,9 @@
 //!        │                                                               └── failed, drifted, stale ────┘  │
 //!        └──────────────────────────── the link or the ownership is lost ─────────────────────────────────┘
 //! ```
+//!
+//! Two things come on top. An operator's hold quarantines whoever is not quarantined anyway, and is no part of the proof. A
+//! check that fails on too much of the fleet at once keeps nobody out who is in ([`Policy::max_quarantined`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,13 +23,14 @@ use std::{
 };
 
 use crate::model::{
-    CheckStatus, EdgeReport, Fact, FactKind, IdentityId, ImageReport, Mono, Now, Observation, Record, Wanted,
-    WorkerName,
+    Admission, CheckStatus, Digest, EdgeReport, Fact, FactKind, Hold, IdentityId, ImageReport, Mono, Now, Observation,
+    Order, Record, Wanted, WorkerName, order::Outcome,
 };
 
 mod bypass;
 mod evidence;
 mod flap;
+mod fleet;
 mod reason;
 mod recheck;
 mod repair;
@@ -36,6 +40,8 @@ mod worker;
 mod tests;
 
 pub use flap::FlapPolicy;
+use fleet::Fleet;
+pub use fleet::{FleetNews, Peer};
 use recheck::Rechecks;
 use worker::Worker;
 
@@ -54,6 +60,19 @@ pub struct Policy {
     pub image_required: bool,
     /// How long repeated quarantines keep a worker out.
     pub flap: FlapPolicy,
+    /// How much of an intake's workers, in percent, failing checks may quarantine within five minutes; `None`: all of them.
+    pub max_quarantined: Option<u8>,
+}
+
+/// A worker that is the gate's to decide about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Celery's node name.
+    pub name: WorkerName,
+    /// Whose checks vouch for it.
+    pub identity: IdentityId,
+    /// Where its messages come from, for people; the same text for all workers of one intake.
+    pub intake: String,
 }
 
 /// How one check's results count.
@@ -87,6 +106,8 @@ pub enum Input {
     Image(ImageReport),
     /// An edge tells about the broker.
     Edge(WorkerName, EdgeReport),
+    /// What is heard of other gates.
+    Fleet(FleetNews),
     /// Time has passed; nothing else.
     Tick,
     /// The gate is to stop: every edge is to be shut, for good.
@@ -114,16 +135,33 @@ pub struct Gate {
     policy: Policy,
     workers: BTreeMap<WorkerName, Worker>,
     rechecks: Rechecks,
+    fleet: Fleet,
     /// Nobody wants to be woken before this moment. It may be too early, but never too late.
     wake_at: Option<Mono>,
 }
 
 impl Gate {
     /// A gate that has proven nothing: every worker is held and every edge is to be shut.
-    pub fn new(policy: Policy, workers: impl IntoIterator<Item = (WorkerName, IdentityId)>) -> Self {
-        let workers =
-            workers.into_iter().map(|(name, identity)| (name.clone(), Worker::new(name, identity, &policy))).collect();
-        Self { policy, workers, rechecks: Rechecks::default(), wake_at: None }
+    pub fn new(policy: Policy, members: impl IntoIterator<Item = Member>) -> Self {
+        let worker = |member: Member| (member.name.clone(), Worker::new(member, &policy));
+        let workers = members.into_iter().map(worker).collect();
+        Self { policy, workers, rechecks: Rechecks::default(), fleet: Fleet::default(), wake_at: None }
+    }
+
+    /// Goes on with the holds from before a restart; once, before anything else. What has ended meanwhile, or is about nobody
+    /// here, is left out.
+    pub fn restore(&mut self, now: Now, holds: BTreeMap<WorkerName, Hold>) {
+        for (name, hold) in holds {
+            if let Some(worker) = self.workers.get_mut(&name) {
+                worker.restore(now, hold);
+            }
+        }
+        self.wake_at = Some(now.mono);
+    }
+
+    /// The holds that stand, for a restart.
+    pub fn holds(&self) -> BTreeMap<WorkerName, Hold> {
+        self.workers.iter().filter_map(|(name, worker)| Some((name.clone(), worker.hold()?.clone()))).collect()
     }
 
     /// Takes one input in and says what follows from it.
@@ -131,8 +169,9 @@ impl Gate {
         let mut step = Step::default();
         match input {
             Input::Observed(observation) => {
+                let mut fleet = self.tally(now.mono, &observation.finding);
                 for worker in self.workers.values_mut().filter(|w| w.identity() == observation.identity) {
-                    worker.observe(now, &observation, &self.policy, &mut step);
+                    worker.observe(now, &observation, &self.policy, fleet.as_mut(), &mut step);
                 }
             }
             Input::Image(report) => {
@@ -143,11 +182,20 @@ impl Gate {
             Input::Edge(name, report) => {
                 if let Some(worker) = self.workers.get_mut(&name) {
                     worker.edge(now, report, &self.policy, &mut step);
-                    // With a thousand workers, to ask all of them for each answer of the broker's would take longer than
-                    // all else.
-                    self.wake_at = self.wake_at.into_iter().chain(worker.wake_at(&self.policy)).min();
+                    self.look_at(now, &name, &mut step);
+                    return step;
+                }
+            }
+            Input::Fleet(news) => {
+                let was_known = self.fleet.is_known();
+                self.fleet.take(now.mono, news);
+                if self.fleet.is_known() || !was_known {
+                    // What becomes of others' workers changes nothing for those that are here.
                     self.recheck(now, &mut step);
                     return step;
+                }
+                for worker in self.workers.values_mut() {
+                    worker.end_excuses(now, &self.policy, &mut step);
                 }
             }
             Input::Tick => {
@@ -165,28 +213,42 @@ impl Gate {
         step
     }
 
+    /// Does what an operator asks for one worker, and says what became of it.
+    pub fn order(&mut self, now: Now, order: Order) -> (Step, Outcome) {
+        let mut step = Step::default();
+        let name = order.worker.clone();
+        let outcome = match self.workers.get_mut(&name) {
+            Some(worker) => worker.order(now, order, &self.policy, &mut step),
+            None => Outcome::NotOwner,
+        };
+        self.look_at(now, &name, &mut step);
+        (step, outcome)
+    }
+
     /// Goes on with other rules and other workers. What is proven and asked for as before stays proven.
     pub fn reconfigure(
         &mut self,
         now: Now,
         policy: Policy,
-        workers: impl IntoIterator<Item = (WorkerName, IdentityId)>,
+        members: impl IntoIterator<Item = Member>,
         changes: &Changes,
     ) -> Step {
         let mut step = Step::default();
         let mut before = std::mem::take(&mut self.workers);
+        let mut holds = BTreeMap::new();
         for name in &changes.workers {
             if let Some(mut worker) = before.remove(name) {
-                worker.dismiss(now, &self.policy, &mut step);
+                let hold = worker.dismiss(now, &self.policy, &mut step);
+                holds.extend(hold.map(|hold| (name.clone(), hold)));
             }
         }
-        for (name, identity) in workers {
-            let worker = match before.remove(&name) {
-                Some(mut worker) => {
-                    worker.reconfigure(now, identity, &policy, changes, &mut step);
-                    worker
-                }
-                None => Worker::new(name.clone(), identity, &policy),
+        for member in members {
+            let name = member.name.clone();
+            let worker = if let Some(mut worker) = before.remove(&name) {
+                worker.reconfigure(now, member, &policy, changes, &mut step);
+                worker
+            } else {
+                Worker::after(holds.remove(&name), member, &policy)
             };
             self.workers.insert(name, worker);
         }
@@ -199,7 +261,15 @@ impl Gate {
     }
 
     fn look_round(&mut self, now: Now, step: &mut Step) {
-        self.wake_at = self.workers.values().filter_map(|worker| worker.wake_at(&self.policy)).min();
+        self.wake_at = self.workers.values().filter_map(|worker| worker.wake_at(now.mono, &self.policy)).min();
+        self.recheck(now, step);
+    }
+
+    /// As [`Gate::look_round`], where only one worker can have changed. With a thousand of them, to ask all for each answer of
+    /// the broker's would take longer than all else.
+    fn look_at(&mut self, now: Now, name: &WorkerName, step: &mut Step) {
+        let due = self.workers.get(name).and_then(|worker| worker.wake_at(now.mono, &self.policy));
+        self.wake_at = self.wake_at.into_iter().chain(due).min();
         self.recheck(now, step);
     }
 
@@ -216,6 +286,23 @@ impl Gate {
         self.workers.values().map(|worker| worker.record(&self.policy)).collect()
     }
 
+    /// One worker's record as of now; `None` for one that is not this gate's.
+    pub fn record(&self, name: &WorkerName) -> Option<Record> {
+        Some(self.workers.get(name)?.record(&self.policy))
+    }
+
+    /// Every worker in short, by name.
+    pub fn digest(&self) -> Digest {
+        let workers: Vec<_> = self.workers.values().map(Worker::brief).collect();
+        let count = |admission| workers.iter().filter(|worker| worker.admission == admission).count();
+        Digest {
+            admitted: count(Admission::Admitted),
+            held: count(Admission::Held),
+            quarantined: count(Admission::Quarantined),
+            workers,
+        }
+    }
+
     /// Until when the evidence of an admitted worker is fresh; `None` for one that is not admitted.
     pub fn fresh_until(&self, name: &WorkerName) -> Option<Mono> {
         self.workers.get(name)?.fresh_until(&self.policy)
@@ -228,14 +315,14 @@ impl Gate {
 
     /// For the one-shot `check`, which owns no worker: every record without admission and edge.
     pub fn examine(&self) -> Vec<Record> {
-        let strip = |record| Record { admission: None, edge: None, reason: None, ..record };
+        let strip = |record| Record { admission: None, edge: None, reason: None, changed_at: None, ..record };
         self.records().into_iter().map(strip).collect()
     }
 }
 
 /// A fact about a worker.
 fn fact(kind: FactKind, now: Now, record: Record) -> Fact {
-    Fact { kind, at: now.wall, record: Some(record), reason: None, audited: true }
+    Fact { kind, at: now.wall, record: Some(record), reason: None, digest: None, audited: true }
 }
 
 /// For a record: milliseconds with three decimals, which is what the clocks are good for.

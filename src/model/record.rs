@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Account, Admission, CheckStatus, Edge, Outcome, ProfileReport, Reason, WorkerName};
+use super::{Account, Admission, CheckStatus, Code, Command, Edge, Hold, Outcome, ProfileReport, Reason, WorkerName};
 
 /// What happened; the event's `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -17,7 +17,7 @@ pub enum FactKind {
     WorkerHeld,
     /// Proven, and the edge is open.
     WorkerAdmitted,
-    /// The proof failed, aged or changed, and the edge is shut.
+    /// The proof failed, aged or changed, or an operator holds the worker, and the edge is shut.
     WorkerQuarantined,
     /// The profile is managed, for the first time or again, or its other keys changed.
     WorkerConfigManaged,
@@ -29,6 +29,10 @@ pub enum FactKind {
     WorkerBypass,
     /// A quarantined worker was asked to start anew (`on_quarantine = "recycle"`); what became of it.
     WorkerRecycled,
+    /// An operator asked for something, or a hold has ended by itself; the record's `command` says what became of it.
+    WorkerCommand,
+    /// A required check fails and the worker stays admitted, because it fails on too much of the fleet.
+    FleetSuspect,
     /// The gate has started.
     GateOnline,
     /// The gate is alive.
@@ -39,6 +43,8 @@ pub enum FactKind {
     GateSettingsLoaded,
     /// Settings were read again and cannot hold; those from before do.
     GateSettingsRefused,
+    /// A command came that the gate does not act on, because of who sent it or what it says.
+    GateCommandRefused,
 }
 
 /// One thing that happened. `record` is absent for what concerns the gate alone.
@@ -52,8 +58,36 @@ pub struct Fact {
     pub record: Option<Record>,
     /// Why, for what concerns the gate alone; a worker's record has its own.
     pub reason: Option<Reason>,
+    /// How all workers of the gate are, for what says that it lives.
+    pub digest: Option<Digest>,
     /// For the audit log: `false` for what only repeats what is already written there.
     pub audited: bool,
+}
+
+/// All workers of a gate in short, as its heartbeats tell them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Digest {
+    /// How many are admitted.
+    pub admitted: usize,
+    /// How many are held.
+    pub held: usize,
+    /// How many are quarantined.
+    pub quarantined: usize,
+    /// Each of them.
+    pub workers: Vec<Brief>,
+}
+
+/// One worker in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Brief {
+    /// Celery's node name.
+    pub worker_name: WorkerName,
+    /// Whether it may have work.
+    pub admission: Admission,
+    /// As the broker last confirmed it.
+    pub edge: Edge,
+    /// Why, in one word for programs.
+    pub code: Code,
 }
 
 /// One worker, as subscribers, the audit log, `/workers` and `--json` see it.
@@ -84,6 +118,18 @@ pub struct Record {
     /// Why admission and edge are so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// Since when admission is what it is, as far as this run of the gate knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed_at: Option<Timestamp>,
+    /// An operator's hold. Its end admits nobody for whom something else is wrong, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// For an operator's order: what was asked, and what became of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
+    /// Where its messages come from, for people: `exchange NAME` or `queue NAME`. Workers with the same text share an intake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intake: Option<String>,
     /// For an open or a shut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<Account>,

@@ -15,7 +15,9 @@ pub(super) struct Raw {
     pub(super) gate: Gate,
     pub(super) broker: Broker,
     pub(super) events: Events,
+    pub(super) control: Control,
     pub(super) evidence: Evidence,
+    pub(super) fleet: Fleet,
     #[serde(default)]
     pub(super) checks: BTreeMap<String, Check>,
     pub(super) profile: Profile,
@@ -62,6 +64,18 @@ pub(super) struct Evidence {
     pub(super) flap_wait: Duration,
     #[serde(deserialize_with = "duration::deserialize")]
     pub(super) flap_max: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Control {
+    pub(super) key_file: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Fleet {
+    pub(super) max_quarantined: String,
 }
 
 #[derive(Debug, Deserialize)]

@@ -52,7 +52,9 @@ pub(super) static ROOT: Kind = Kind::Table(&[
     field("gate", Kind::Table(GATE)),
     field("broker", Kind::Table(BROKER)),
     field("events", Kind::Table(EVENTS)),
+    field("control", Kind::Table(CONTROL)),
     field("evidence", Kind::Table(EVIDENCE)),
+    field("fleet", Kind::Table(FLEET)),
     field("checks", Kind::Map(&Kind::Table(CHECK))),
     field("profile", Kind::Table(PROFILE)),
     field("image", Kind::Table(IMAGE)),
@@ -76,6 +78,10 @@ static EVENTS: &[Field] = &[field("exchange", Kind::Text), field("mirror_celerye
 
 static EVIDENCE: &[Field] =
     &[field("max_age", Kind::Duration(1)), field("flap_wait", Kind::Duration(0)), field("flap_max", Kind::Duration(1))];
+
+static CONTROL: &[Field] = &[field("key_file", Kind::Text)];
+
+static FLEET: &[Field] = &[field("max_quarantined", Kind::Text)];
 
 static CHECK: &[Field] = &[
     field("run", Kind::List(&Kind::List(&Kind::Text))),

@@ -107,7 +107,7 @@ fn the_examples_in_the_defaults_are_right_and_show_every_key() {
 #[test]
 fn everything_that_the_documentation_shows_is_read() {
     let file = written(include_str!("tests/full.toml"));
-    let Settings { gate, broker, events, evidence, checks, profile, image, workers } =
+    let Settings { gate, broker, events, control, evidence, fleet, checks, profile, image, workers } =
         load(&source(Some(file.path()))).unwrap().settings;
     assert_eq!((gate.name.as_str(), gate.listen.as_deref()), ("host-1", Some("127.0.0.1:9464")));
     assert_eq!(broker.heartbeat, Duration::from_secs(5));
@@ -115,6 +115,8 @@ fn everything_that_the_documentation_shows_is_read() {
     assert_eq!(broker.priority_steps, [0, 3, 6, 9]);
     assert_eq!((events.exchange.as_str(), events.mirror_celeryev), ("worker-gate.health", false));
     assert_eq!(evidence.max_age, Duration::from_secs(300));
+    assert_eq!(control.key_file, Some(PathBuf::from("/etc/worker-gate/control.key")));
+    assert_eq!(fleet.max_quarantined, Some(50));
     let codex = &checks["codex_cli"];
     assert_eq!((codex.run.len(), codex.every, codex.timeout), (2, Duration::from_secs(60), Duration::from_secs(10)));
     assert_eq!(codex.version.as_ref().unwrap().require.to_string(), ">=0.1");
@@ -129,6 +131,20 @@ fn everything_that_the_documentation_shows_is_read() {
     assert_eq!(worker.on_quarantine, OnQuarantine::Drain);
     let EdgeKind::Route(intake) = &worker.edge else { panic!("{:?}", worker.edge) };
     assert_eq!((intake.exchange.as_str(), intake.kind), ("codex", IntakeType::Direct));
+}
+
+#[test]
+fn the_limit_for_a_fleet_is_a_percentage_and_nobody_has_one_who_does_not_ask_for_it() {
+    let limit = |set: &[&str]| right_with(&[], set).unwrap().settings.fleet.max_quarantined;
+    assert_eq!(limit(&[]), None);
+    assert_eq!(limit(&["fleet.max_quarantined="]), None);
+    assert_eq!(limit(&["fleet.max_quarantined=1%"]), Some(1));
+    assert_eq!(limit(&["fleet.max_quarantined=99%"]), Some(99));
+    for wrong in ["50", "0%", "100%", "+5%", "5.5%", "%", "half", "50 %", "1000%"] {
+        let text = problems(&[], &[&format!("fleet.max_quarantined={wrong}")]);
+        assert!(text.contains("is not a part of the workers; write a percentage from \"1%\" to \"99%\""), "{text}");
+    }
+    assert_eq!(right_with(&[], &[]).unwrap().settings.control.key_file, None);
 }
 
 #[test]

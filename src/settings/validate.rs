@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Broker, BrokerUrl, Events, Gate, Image, Settings, Tls,
+    Broker, BrokerUrl, Control, Events, Fleet, Gate, Image, Settings, Tls,
     broker_url::parse_list,
     path::Path,
     problem::{Findings, Places, quote},
@@ -24,6 +24,8 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
     let broker = broker(raw.broker, &mut look);
     let transport = broker.as_ref().map(Transport::of);
     let events = events(raw.events, transport, &mut look);
+    let control = Control { key_file: file(raw.control.key_file) };
+    let fleet = fleet(&raw.fleet, &mut look);
     let raw::Evidence { max_age, flap_wait, flap_max } = raw.evidence;
     let checks = checks::checks(raw.checks, max_age, &mut look);
     let profile = profile::profile(raw.profile, &mut look);
@@ -33,7 +35,9 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
         gate,
         broker: broker?,
         events,
+        control,
         evidence: super::Evidence { max_age, flap_wait, flap_max },
+        fleet,
         checks: checks?,
         profile,
         image,
@@ -170,6 +174,24 @@ fn events(raw: raw::Events, transport: Option<Transport>, look: &mut Look<'_>) -
     let path = Path::of(["events", "exchange"]);
     names::name(&raw.exchange, "", transport, &path, look);
     Events { exchange: raw.exchange, mirror_celeryev: raw.mirror_celeryev }
+}
+
+fn fleet(raw: &raw::Fleet, look: &mut Look<'_>) -> Fleet {
+    let text = raw.max_quarantined.as_str();
+    let max_quarantined = percentage(text).filter(|share| (1..=99).contains(share));
+    if max_quarantined.is_none() && !text.is_empty() {
+        look.wrong(
+            [&Path::of(["fleet", "max_quarantined"])],
+            format!("{} is not a part of the workers", quote(text)),
+            "write a percentage from \"1%\" to \"99%\", or \"\" for no limit",
+        );
+    }
+    Fleet { max_quarantined }
+}
+
+fn percentage(text: &str) -> Option<u8> {
+    let digits = text.strip_suffix('%')?;
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
 fn image(raw: raw::Image, look: &mut Look<'_>) -> Image {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Policy, evidence::CheckEvidence};
-use crate::model::{Code, ImageReport, ProfileReport, ProfileState, Readmission, Reason, Recycled, Way};
+use super::{Policy, evidence::CheckEvidence, fleet::Suspicion};
+use crate::model::{
+    Code, Hold, ImageReport, ProfileReport, ProfileState, Readmission, Reason, Recycled, Way, WorkerName,
+};
 
 pub(super) fn starting() -> Reason {
     Reason::new(Code::Starting, "not every required check has passed yet since the gate owns this worker", "")
@@ -44,6 +46,32 @@ pub(super) fn failed(name: &str, evidence: &CheckEvidence) -> Reason {
             "wait for its next passes",
         ),
     }
+}
+
+/// Why a worker stays admitted although this check fails.
+pub(super) fn suspect(name: &str, evidence: &CheckEvidence, intake: &str, suspicion: Suspicion) -> Reason {
+    let Reason { detail, remedy, .. } = failed(name, evidence);
+    let Suspicion { fallen, workers, share } = suspicion;
+    Reason::new(
+        Code::FleetSuspect,
+        format!(
+            "{detail}; {fallen} of {workers} workers of {intake} were quarantined by failing checks within five minutes, and \
+             one more would be over fleet.max_quarantined ({share}%): check {name} itself is the likely cause, so this \
+             worker stays admitted"
+        ),
+        format!("look at check {name} and at what it depends on first; if it is right: {remedy}"),
+    )
+}
+
+pub(super) fn held(worker: &WorkerName, hold: &Hold) -> Reason {
+    let Hold { by, reason, since, until } = hold;
+    let until = until.map_or_else(|| "until it is released".to_owned(), |until| format!("until {until}"));
+    let why = if reason.is_empty() { "no reason given" } else { reason };
+    Reason::new(
+        Code::OperatorHold,
+        format!("held by {by} since {since} {until}: {why}"),
+        format!("worker-gate release {worker}"),
+    )
 }
 
 pub(super) fn drifted(report: &ProfileReport) -> Reason {

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
@@ -10,6 +9,9 @@ use crate::model::{
 };
 
 mod drift;
+mod fleet;
+mod hold;
+mod property;
 
 const MAX_AGE: Duration = Duration::from_secs(300);
 
@@ -29,6 +31,7 @@ fn policy(fail_after: u32, pass_after: u32) -> Policy {
         repair: false,
         image_required: false,
         flap: FlapPolicy { wait: Duration::ZERO, max: Duration::ZERO },
+        max_quarantined: None,
     }
 }
 
@@ -36,8 +39,12 @@ fn name() -> WorkerName {
     WorkerName::new("codex-0@h")
 }
 
+fn member(name: WorkerName, identity: usize) -> Member {
+    Member { name, identity: IdentityId(identity), intake: "exchange codex".to_owned() }
+}
+
 fn gate(policy: Policy) -> Gate {
-    Gate::new(policy, [(name(), IdentityId(0))])
+    Gate::new(policy, [member(name(), 0)])
 }
 
 fn check(ms: u64, name: &str, passed: bool) -> Input {
@@ -316,98 +323,10 @@ fn a_health_check_that_says_nothing_new_is_published_and_not_audited_again() {
     assert!(other.facts[0].audited);
 }
 
-#[derive(Debug, Clone)]
-enum Happening {
-    Check(bool, bool),
-    Tool(bool),
-    Profile(ProfileState),
-    Owned,
-    Down,
-    Answer,
-    Wait(u64),
-    Stop,
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        8 => (any::<bool>(), proptest::bool::weighted(0.7)).prop_map(|(codex, passed)| Happening::Check(codex, passed)),
-        1 => any::<bool>().prop_map(Happening::Tool),
-        4 => prop_oneof![3 => Just(ProfileState::Managed), 1 => Just(ProfileState::Drifted), 1 => Just(ProfileState::Missing)]
-            .prop_map(Happening::Profile),
-        2 => Just(Happening::Owned),
-        1 => Just(Happening::Down),
-        3 => Just(Happening::Answer),
-        2 => (0_u64..200_000).prop_map(Happening::Wait),
-        1 => Just(Happening::Stop),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// An independent, slower statement of the promise: whenever the wanted edge is open, the gate owns the worker, has not
-    /// been stopped, and each required look that began since then and was the last of its kind passed and is fresh.
-    #[test]
-    fn an_edge_is_wanted_open_only_with_fresh_proof_by_its_owner(
-        fail_after in 1_u32..3, pass_after in 1_u32..3, happenings in proptest::collection::vec(happening(), 1..120),
-    ) {
-        let mut gate = gate(policy(fail_after, pass_after));
-        let (mut ms, mut owner, mut stopped) = (1_000_u64, None, false);
-        let mut wanted = Wanted::shut();
-        // Per look: how often in a row it failed, and when its newest pass began.
-        let mut looks: BTreeMap<&str, (u32, Option<u64>)> = BTreeMap::new();
-        for happening in happenings {
-            ms += 10;
-            let input = match happening {
-                Happening::Check(codex, passed) => {
-                    let name = if codex { "codex_cli" } else { "spec_kit" };
-                    let look = looks.entry(name).or_default();
-                    *look = if passed { (0, Some(ms - 5)) } else { (look.0 + 1, look.1) };
-                    check(ms, name, passed)
-                }
-                Happening::Tool(codex) => {
-                    let name = if codex { "codex_cli" } else { "spec_kit" };
-                    looks.entry(name).or_default().1 = None;
-                    tool(ms, name)
-                }
-                Happening::Profile(state) => {
-                    let managed = state == ProfileState::Managed;
-                    looks.insert("profile", if managed { (0, Some(ms - 5)) } else { (u32::MAX, None) });
-                    profile(ms, state)
-                }
-                Happening::Owned => { owner = Some(ms); owned(ms) }
-                Happening::Down => { owner = None; edge(EdgeReport::Down(Reason::new(Code::BrokerUnreachable, "lost", ""))) }
-                Happening::Answer => edge(EdgeReport::Is(wanted, at(ms).mono)),
-                Happening::Wait(more) => { ms += more; Input::Tick }
-                Happening::Stop => { stopped = true; Input::Stop }
-            };
-            let step = gate.step(at(ms), input);
-            for (_, new) in &step.wanted {
-                prop_assert!(new.change > wanted.change);
-                wanted = *new;
-            }
-            if wanted.edge == Edge::Open {
-                prop_assert!(!stopped);
-                let owner = owner.expect("open without an owner");
-                for name in ["codex_cli", "spec_kit", "profile"] {
-                    let (fails, passed) = looks[name];
-                    prop_assert!(fails < fail_after, "{name} failed {fails} times");
-                    let passed = passed.expect("never passed");
-                    prop_assert!(passed >= owner, "{name} passed before the gate owned the worker");
-                    // A tick is due at the stale moment; other inputs may come before it is delivered.
-                    prop_assert!(step.wake_at.is_some_and(|wake| wake <= at(passed).mono + MAX_AGE));
-                }
-            }
-            let admission = gate.records()[0].admission.unwrap();
-            prop_assert_eq!(admission == Admission::Admitted, wanted.edge == Edge::Open);
-        }
-    }
-}
-
 #[test]
 fn requests_for_checks_are_folded_by_the_number_of_workers_that_hear_of_the_findings() {
-    let workers = (0..500).map(|n| (WorkerName::new(&format!("codex-{n}")), IdentityId(0)));
-    let mut gate = Gate::new(policy(1, 1), workers.chain([(name(), IdentityId(1))]));
+    let workers = (0..500).map(|n| member(WorkerName::new(&format!("codex-{n}")), 0));
+    let mut gate = Gate::new(policy(1, 1), workers.chain([member(name(), 1)]));
     let owned = |name: WorkerName, ms| Input::Edge(name, EdgeReport::Owned(at(ms).mono));
     let crowd = |n, ms| owned(WorkerName::new(&format!("codex-{n}")), ms);
     assert_eq!(gate.step(at(10), crowd(0, 10)).recheck, [IdentityId(0)].into(), "the first is answered at once");

@@ -5,21 +5,28 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 
 use super::{
-    Changes, Policy, Step,
+    Changes, Member, Policy, Step,
     bypass::Bypasses,
     evidence::{CheckEvidence, ProfileEvidence},
     fact,
     flap::Flap,
+    fleet::Tally,
     reason,
     repair::Repairs,
 };
 use crate::model::{
-    Account, Admission, CheckRecord, Edge, EdgeReport, FactKind, Finding, IdentityId, ImageReport, Mono, Now,
+    Account, Admission, Brief, CheckRecord, Edge, EdgeReport, FactKind, Finding, IdentityId, ImageReport, Mono, Now,
     Observation, ProfileState, Reason, Record, VersionChange, Wanted, WorkerName,
 };
 
+mod changing;
+mod excusing;
+mod holding;
 mod judging;
 mod telling;
+
+use excusing::Excuses;
+use holding::Held;
 
 /// How long a fact waits for the broker's account. An edge answers within its own limits (seconds); a fact that is told
 /// without an account is better than one that is told late.
@@ -30,6 +37,13 @@ const ACCOUNT_LIMIT: Duration = Duration::from_secs(3);
 enum Ownership {
     Down(Reason),
     Owned(Mono),
+}
+
+/// What the evidence says of a worker, whatever an operator says.
+#[derive(Debug)]
+struct Judgement {
+    admission: Admission,
+    reason: Reason,
 }
 
 /// A change whose fact waits for the broker.
@@ -49,12 +63,19 @@ struct Pending {
 pub(super) struct Worker {
     name: WorkerName,
     identity: IdentityId,
+    intake: String,
     checks: BTreeMap<String, CheckEvidence>,
     profile: ProfileEvidence,
     image: Option<ImageReport>,
+    excuses: Excuses,
     ownership: Ownership,
+    judged: Judgement,
+    held: Option<Held>,
+    /// What holds: the judgement, or else what an operator says.
     admission: Admission,
-    reason: Reason,
+    changed_at: Option<Timestamp>,
+    /// When a failing check took it out, if one did and it is still out.
+    fell_at: Option<Mono>,
     wanted: Wanted,
     edge: Edge,
     edge_at: Option<Mono>,
@@ -73,16 +94,22 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(name: WorkerName, identity: IdentityId, policy: &Policy) -> Self {
+    pub(super) fn new(member: Member, policy: &Policy) -> Self {
+        let Member { name, identity, intake } = member;
         Self {
             name,
             identity,
+            intake,
             checks: policy.checks.keys().map(|name| (name.clone(), CheckEvidence::default())).collect(),
             profile: ProfileEvidence::default(),
             image: None,
+            excuses: Excuses::default(),
             ownership: Ownership::Down(reason::starting()),
+            judged: Judgement { admission: Admission::Held, reason: reason::starting() },
+            held: None,
             admission: Admission::Held,
-            reason: reason::starting(),
+            changed_at: None,
+            fell_at: None,
             wanted: Wanted::shut(),
             edge: Edge::Shut,
             edge_at: None,
@@ -102,14 +129,25 @@ impl Worker {
         self.identity
     }
 
-    pub(super) fn observe(&mut self, now: Now, observed: &Observation, policy: &Policy, step: &mut Step) {
+    pub(super) fn observe(
+        &mut self,
+        now: Now,
+        observed: &Observation,
+        policy: &Policy,
+        fleet: Option<&mut Tally>,
+        step: &mut Step,
+    ) {
         let owned = self.owned();
         match &observed.finding {
             Finding::Check { name, result } => {
                 let (Some(evidence), Some(rule)) = (self.checks.get_mut(name), policy.checks.get(name)) else { return };
                 let change = evidence.take(result, observed, *rule, owned);
                 self.checked_at = Some(observed.at);
+                let is_suspect = self.weigh(name, observed, policy, fleet);
                 self.settle(now, observed.seen, policy, step);
+                if is_suspect {
+                    self.tell_suspicion(now, policy, step);
+                }
                 self.tell_health(now, policy, step);
                 if let Some((old, new)) = change {
                     let change = VersionChange { check: name.clone(), old, new };
@@ -120,6 +158,7 @@ impl Worker {
             Finding::Tool { name, path } => {
                 let Some(evidence) = self.checks.get_mut(name) else { return };
                 evidence.doubt(reason::tool_changed(name, path), observed.started);
+                self.excuses.end(name);
                 self.settle(now, observed.seen, policy, step);
             }
             Finding::Profile(report) => {
@@ -147,6 +186,7 @@ impl Worker {
             for evidence in self.checks.values_mut() {
                 evidence.doubt(reason::image_changed(), report.started);
             }
+            self.excuses.clear();
             step.recheck.insert(self.identity);
         }
         self.settle(now, report.seen, policy, step);
@@ -155,7 +195,7 @@ impl Worker {
     pub(super) fn edge(&mut self, now: Now, report: EdgeReport, policy: &Policy, step: &mut Step) {
         match report {
             EdgeReport::Down(reason) => {
-                let news = reason.code != self.reason.code;
+                let news = reason.code != self.judged.reason.code;
                 self.ownership = Ownership::Down(reason);
                 self.void();
                 self.moving = None;
@@ -175,8 +215,10 @@ impl Worker {
                 self.edge = Edge::Shut;
                 step.recheck.insert(self.identity);
                 self.settle(now, now.mono, policy, step);
+                if self.judged.admission == Admission::Held {
+                    self.judged.reason = reason::starting();
+                }
                 if self.admission == Admission::Held {
-                    self.reason = reason::starting();
                     step.facts.push(fact(FactKind::WorkerHeld, now, self.record(policy)));
                 }
             }
@@ -221,80 +263,34 @@ impl Worker {
     pub(super) fn reconfigure(
         &mut self,
         now: Now,
-        identity: IdentityId,
+        member: Member,
         policy: &Policy,
         changes: &Changes,
         step: &mut Step,
     ) {
-        let is_other = identity != self.identity;
-        self.identity = identity;
+        let is_other = member.identity != self.identity;
+        (self.identity, self.intake) = (member.identity, member.intake);
         self.checks.retain(|name, _| policy.checks.contains_key(name));
         for name in policy.checks.keys() {
             let is_new = !self.checks.contains_key(name);
             let evidence = self.checks.entry(name.clone()).or_default();
             if is_new || is_other || changes.checks.contains(name) {
                 evidence.doubt(reason::settings_changed(&format!("checks.{name}")), now.mono);
+                self.excuses.end(name);
             }
         }
+        if policy.max_quarantined.is_none() {
+            self.excuses.clear();
+        }
+        self.excuses.retain(|name| policy.checks.get(name).is_some_and(|rule| rule.required));
         if is_other || changes.profile {
             self.profile.doubt(reason::settings_changed("the profile"), now.mono);
         }
         self.settle(now, now.mono, policy, step);
     }
 
-    /// This gate no longer has the worker, or not in this way. Its edge shuts by itself.
-    pub(super) fn dismiss(&mut self, now: Now, policy: &Policy, step: &mut Step) {
-        self.tell(now, None, None, step);
-        self.admission = Admission::Held;
-        self.reason = reason::dismissed();
-        step.facts.push(fact(FactKind::WorkerHeld, now, self.record(policy)));
-    }
-
-    /// Brings admission and the wanted edge in line with the evidence.
-    fn settle(&mut self, now: Now, seen: Mono, policy: &Policy, step: &mut Step) {
-        let (admission, reason) = self.judge(now.mono, policy);
-        let changed = admission != self.admission;
-        if changed {
-            // The change before this one is told as it stands; its account will not come any more.
-            self.tell(now, None, None, step);
-        }
-        self.admission = admission;
-        self.reason = reason;
-        if admission == Admission::Admitted {
-            self.proven = self.proven_at(policy);
-        }
-        if !changed {
-            return;
-        }
-        match admission {
-            Admission::Admitted => self.flap.admitted(now.mono),
-            Admission::Quarantined => self.flap.quarantined(now, policy.flap),
-            Admission::Held => {}
-        }
-        self.wanted = Wanted {
-            edge: if admission == Admission::Admitted { Edge::Open } else { Edge::Shut },
-            quarantine: admission == Admission::Quarantined,
-            change: self.wanted.change + 1,
-            owned: self.owned(),
-        };
-        self.edge_at = None;
-        self.pending = Some(Pending {
-            kind: match admission {
-                Admission::Held => FactKind::WorkerHeld,
-                Admission::Admitted => FactKind::WorkerAdmitted,
-                Admission::Quarantined => FactKind::WorkerQuarantined,
-            },
-            record: self.record(policy),
-            change: self.wanted.change,
-            seen,
-            proven: self.proven,
-            tell_at: now.mono + ACCOUNT_LIMIT,
-        });
-        step.wanted.push((self.name.clone(), self.wanted));
-        if matches!(self.ownership, Ownership::Down(_)) {
-            // No edge will answer.
-            self.tell(now, None, None, step);
-        }
+    pub(super) fn brief(&self) -> Brief {
+        Brief { worker_name: self.name.clone(), admission: self.admission, edge: self.edge, code: self.reason().code }
     }
 
     pub(super) fn fresh_until(&self, policy: &Policy) -> Option<Mono> {
@@ -306,10 +302,15 @@ impl Worker {
         self.edge == Edge::Shut && self.wanted.edge == Edge::Shut && self.pending.is_none()
     }
 
-    pub(super) fn wake_at(&self, policy: &Policy) -> Option<Mono> {
+    pub(super) fn wake_at(&self, now: Mono, policy: &Policy) -> Option<Mono> {
         let told = self.pending.as_ref().map(|pending| pending.tell_at);
-        let waits = if self.admission == Admission::Quarantined { self.flap.ends() } else { None };
-        self.fresh_until(policy).into_iter().chain(told).chain(waits).chain(self.bypasses.wake_at()).min()
+        let due = match self.judged.admission {
+            Admission::Admitted => self.stale_at(policy),
+            // A wait that has ended changes nothing more, and who is woken for it would be woken without end.
+            Admission::Quarantined => self.flap.ends().filter(|at| *at > now),
+            Admission::Held => None,
+        };
+        due.into_iter().chain(told).chain(self.hold_ends()).chain(self.bypasses.wake_at()).min()
     }
 
     fn owned(&self) -> Option<Mono> {
@@ -322,5 +323,6 @@ impl Worker {
     fn void(&mut self) {
         self.checks.values_mut().for_each(CheckEvidence::void);
         self.profile.void();
+        self.excuses.clear();
     }
 }

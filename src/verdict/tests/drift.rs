@@ -178,6 +178,17 @@ fn who_is_quarantined_again_and_again_waits_twice_as_long_each_time() {
     assert_eq!(gate.records()[0].readmission, None);
 }
 
+#[test]
+fn a_wait_that_has_ended_wakes_nobody_as_long_as_something_is_wrong() {
+    let (wait, max) = (Duration::from_secs(1), Duration::from_secs(5));
+    let mut gate = admitted(Policy { flap: FlapPolicy { wait, max }, ..policy(1, 1) });
+    gate.step(at(10_000), profile(10_000, ProfileState::Drifted));
+    gate.step(at(11_000), profile(11_000, ProfileState::Managed));
+    gate.step(at(20_000), profile(20_000, ProfileState::Drifted));
+    assert_eq!(gate.step(at(20_500), Input::Tick).wake_at, Some(at(21_000).mono));
+    assert_eq!(gate.step(at(24_000), Input::Tick).wake_at, None);
+}
+
 fn image(ms: u64, image: Option<(ImageState, &str)>) -> Input {
     let image = image.map(|(state, version)| Image {
         manifest_hash: format!("{state:?}{version}"),
@@ -216,7 +227,7 @@ fn a_required_image_must_be_verified_and_list_what_the_tools_say() {
 #[test]
 fn other_rules_touch_only_what_they_are_about() {
     let (one, other) = (WorkerName::new("a"), WorkerName::new("b"));
-    let workers = || [(one.clone(), IdentityId(0)), (other.clone(), IdentityId(0))];
+    let workers = || [member(one.clone(), 0), member(other.clone(), 0)];
     let rules = policy(1, 1);
     let mut gate = Gate::new(rules.clone(), workers());
     for name in [&one, &other] {
@@ -243,7 +254,7 @@ fn other_rules_touch_only_what_they_are_about() {
 
     // It is gone, and the other has a check that runs something else.
     let changes = Changes { checks: ["codex_cli".to_owned()].into(), ..Changes::default() };
-    let step = gate.reconfigure(at(500), rules.clone(), [(other.clone(), IdentityId(0))], &changes);
+    let step = gate.reconfigure(at(500), rules.clone(), [member(other.clone(), 0)], &changes);
     assert_eq!(step.wanted[0].1.edge, Edge::Shut);
     let record = gate.records().remove(0);
     assert_eq!(record.worker_name, other);
@@ -255,14 +266,14 @@ fn other_rules_touch_only_what_they_are_about() {
     assert_eq!(gate.records()[0].admission, Some(Admission::Admitted));
 
     // Another identity, and nothing that was proven is about it.
-    let step = gate.reconfigure(at(700), rules.clone(), [(other.clone(), IdentityId(1))], &Changes::default());
+    let step = gate.reconfigure(at(700), rules.clone(), [member(other.clone(), 1)], &Changes::default());
     assert_eq!(step.wanted[0].1.edge, Edge::Shut);
 
     // A check more, which has never run.
     let mut gate = admitted(rules.clone());
     let mut more = rules;
     more.checks.insert("new".into(), CheckPolicy { required: true, fail_after: 1, pass_after: 1 });
-    let step = gate.reconfigure(at(300), more, [(name(), IdentityId(0))], &Changes::default());
+    let step = gate.reconfigure(at(300), more, [member(name(), 0)], &Changes::default());
     assert_eq!(step.wanted[0].1.edge, Edge::Shut);
     assert_eq!(gate.step(at(400), check(400, "new", true)).wanted[0].1.edge, Edge::Open);
 }

@@ -2,17 +2,23 @@
 
 use std::time::Duration;
 
-use super::{Ownership, Worker};
+use super::{Judgement, Ownership, Worker};
 use crate::{
     model::{Admission, ImageReport, ImageState, Mono, Reason},
     verdict::{Policy, evidence::CheckEvidence, reason},
 };
 
 impl Worker {
-    pub(super) fn judge(&self, now: Mono, policy: &Policy) -> (Admission, Reason) {
+    pub(super) fn judge(&self, now: Mono, policy: &Policy) -> Judgement {
+        let (admission, reason) = self.weighed(now, policy);
+        Judgement { admission, reason }
+    }
+
+    fn weighed(&self, now: Mono, policy: &Policy) -> (Admission, Reason) {
+        let before = &self.judged;
         if self.stopping {
-            return match self.admission {
-                Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
+            return match before.admission {
+                Admission::Quarantined => (Admission::Quarantined, before.reason.clone()),
                 Admission::Held | Admission::Admitted => (Admission::Held, reason::stopping()),
             };
         }
@@ -21,22 +27,22 @@ impl Worker {
         }
         if let Ownership::Down(reason) = &self.ownership {
             // What is quarantined stays so until it is proven again, and that takes an owner.
-            return match self.admission {
-                Admission::Quarantined => (Admission::Quarantined, self.reason.clone()),
+            return match before.admission {
+                Admission::Quarantined => (Admission::Quarantined, before.reason.clone()),
                 Admission::Held | Admission::Admitted => (Admission::Held, reason.clone()),
             };
         }
         let stale = self.stale_at(policy).is_some_and(|at| now >= at);
         let proven = !stale && self.is_proven(policy);
-        match self.admission {
+        match before.admission {
             Admission::Quarantined if proven && let Some(wait) = self.flap.waits(now) => {
                 (Admission::Quarantined, reason::flapping(wait))
             }
-            _ if proven => (Admission::Admitted, reason::fit()),
-            Admission::Held => (Admission::Held, self.reason.clone()),
+            _ if proven => (Admission::Admitted, self.excuses.reason().cloned().unwrap_or_else(reason::fit)),
+            Admission::Held => (Admission::Held, before.reason.clone()),
             Admission::Admitted | Admission::Quarantined if stale => (Admission::Quarantined, reason::stale(policy)),
             Admission::Admitted | Admission::Quarantined => {
-                let doubt = self.doubted(policy).unwrap_or(&self.reason);
+                let doubt = self.doubted(policy).unwrap_or(&before.reason);
                 (Admission::Quarantined, doubt.clone())
             }
         }
@@ -44,7 +50,8 @@ impl Worker {
 
     /// What is wrong with this worker, if anything required is.
     fn unfit(&self, policy: &Policy) -> Option<Reason> {
-        if let Some((name, evidence)) = self.required(policy).find(|(_, evidence)| evidence.is_unfit()) {
+        let counts = |name: &str, evidence: &CheckEvidence| evidence.is_unfit() && !self.excuses.has(name);
+        if let Some((name, evidence)) = self.required(policy).find(|(name, evidence)| counts(name, evidence)) {
             return Some(evidence.doubted().cloned().unwrap_or_else(|| reason::failed(name, evidence)));
         }
         if let Some(report) = self.image.as_ref().filter(|_| policy.image_required)
@@ -81,24 +88,28 @@ impl Worker {
     }
 
     fn is_proven(&self, policy: &Policy) -> bool {
-        self.required(policy).all(|(_, evidence)| evidence.is_proven())
+        self.required(policy).all(|(name, evidence)| evidence.is_proven() || self.excuses.has(name))
             && (!policy.profile || self.profile.is_proven())
             && (!policy.image_required || self.image.is_some())
     }
 
-    /// When the first piece of the proof will be too old.
+    /// When the first piece of the proof, or of what excuses it, will be too old.
     pub(super) fn stale_at(&self, policy: &Policy) -> Option<Mono> {
-        self.oldest_proof(policy, policy.max_age)
+        let age = policy.max_age;
+        let of = |(name, evidence): (&String, &CheckEvidence)| {
+            self.excuses.stale_at(name, age).or_else(|| evidence.stale_at(age))
+        };
+        self.required(policy).filter_map(of).chain(self.profile_stale_at(policy, age)).min()
     }
 
     /// The last moment for which all of it is proven.
     pub(super) fn proven_at(&self, policy: &Policy) -> Option<Mono> {
-        self.oldest_proof(policy, Duration::ZERO)
+        let age = Duration::ZERO;
+        let checks = self.required(policy).filter_map(|(_, evidence)| evidence.stale_at(age));
+        checks.chain(self.profile_stale_at(policy, age)).min()
     }
 
-    /// When the oldest of the newest proofs is of this age.
-    fn oldest_proof(&self, policy: &Policy, age: Duration) -> Option<Mono> {
-        let profile = if policy.profile { self.profile.stale_at(age) } else { None };
-        self.required(policy).filter_map(|(_, evidence)| evidence.stale_at(age)).chain(profile).min()
+    fn profile_stale_at(&self, policy: &Policy, age: Duration) -> Option<Mono> {
+        if policy.profile { self.profile.stale_at(age) } else { None }
     }
 }
