@@ -1,6 +1,9 @@
 //! Keeps the gate connected to its broker, whichever it is, and tells the edges.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -120,6 +123,23 @@ pub async fn keep<L: Connect>(
             () = stop.cancelled() => return Ok(()),
         }
         wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+/// Calls `tell` each time that there are other links than before, until there will be no more.
+pub(crate) async fn reconnects<L>(mut links: watch::Receiver<LinkState<L>>, tell: impl Fn()) {
+    // Held weakly: whoever keeps the links ends them by letting go of them.
+    let mut last: Option<Weak<L>> = None;
+    loop {
+        if let LinkState::Up(links) = &*links.borrow_and_update() {
+            let these = Arc::downgrade(links);
+            if last.replace(these.clone()).is_some_and(|last| !last.ptr_eq(&these)) {
+                tell();
+            }
+        }
+        if links.changed().await.is_err() {
+            return;
+        }
     }
 }
 

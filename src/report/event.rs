@@ -40,6 +40,16 @@ impl Event {
         self.text("hostname")
     }
 
+    /// Which gate's it is.
+    pub fn gate(&self) -> &str {
+        self.text("gate")
+    }
+
+    /// Whether it is of those by which a gate says that it lives: it comes, it is here, it goes.
+    pub fn is_about_gate(&self) -> bool {
+        matches!(self.kind(), "gate-online" | "gate-heartbeat" | "gate-offline")
+    }
+
     /// The event's place in the gate's sequence.
     pub fn seq(&self) -> u64 {
         self.fields.get("seq").and_then(Value::as_u64).unwrap_or_default()
@@ -112,6 +122,9 @@ impl Stamper {
         {
             fields.extend(record);
         }
+        if let Some(digest) = &fact.digest {
+            fields.insert("digest".to_owned(), plain(digest));
+        }
         if let Some(reason) = &fact.reason {
             fields.insert("reason".to_owned(), plain(reason));
         }
@@ -158,6 +171,10 @@ pub(crate) mod tests {
             admission: Some(Admission::Admitted),
             edge: Some(Edge::Open),
             reason: Some(Reason::new(Code::Fit, "every required check passed", "")),
+            changed_at: None,
+            hold: None,
+            command: None,
+            intake: None,
             account: None,
             exposed: None,
             broker_blocked: false,
@@ -174,7 +191,14 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn fact(kind: FactKind, worker: Option<&str>, audited: bool) -> Fact {
-        Fact { kind, at: "2026-11-22T10:00:00.25Z".parse().unwrap(), record: worker.map(record), reason: None, audited }
+        Fact {
+            kind,
+            at: "2026-11-22T10:00:00.25Z".parse().unwrap(),
+            record: worker.map(record),
+            reason: None,
+            digest: None,
+            audited,
+        }
     }
 
     #[test]

@@ -1,14 +1,17 @@
-//! What the gate knows, over HTTP, read only: `/workers`, `/readyz`, `/healthz` (DESIGN.md section 8).
+//! What the gate knows, over HTTP, read only: `/workers`, `/readyz`, `/healthz`, `/metrics` (DESIGN.md section 8).
 //!
 //! Every answer is made from the newest [`Snapshot`] and the time of the request. A daemon that hangs publishes no
 //! snapshot any more; the times in the last one then run out, and the answers turn to 503 by themselves.
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::StatusCode,
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -16,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 
+use super::metrics::Metrics;
 use crate::model::{Admission, Edge, Mono, Record};
 
 /// How long open requests may take once the gate is stopping. Every answer is in memory; this is for slow readers.
@@ -32,6 +36,18 @@ pub struct Snapshot {
     pub checks: Progress,
     /// What keeps facts from the audit log ([`super::outbox::Outbox::health`]).
     pub audit: Result<(), String>,
+}
+
+impl Snapshot {
+    /// Which of the two that a gate cannot guard without has made no progress lately; nothing if all is well.
+    pub fn stuck(&self, now: Mono) -> Vec<String> {
+        self.link.stuck(now, "the broker link").into_iter().chain(self.checks.stuck(now, "the check loop")).collect()
+    }
+
+    /// The same, and what keeps facts from the audit log.
+    pub fn problems(&self, now: Mono) -> Vec<String> {
+        self.stuck(now).into_iter().chain(self.audit.as_ref().err().cloned()).collect()
+    }
 }
 
 /// One worker.
@@ -53,13 +69,16 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Whether too much time has passed without any.
+    pub fn is_stuck(self, now: Mono) -> bool {
+        self.at.is_none_or(|at| now.since(at) > self.limit)
+    }
+
     /// What is wrong with it now, if anything.
     fn stuck(self, now: Mono, what: &str) -> Option<String> {
         let Some(at) = self.at else { return Some(format!("{what} has made no progress yet")) };
-        let idle = now.since(at);
-        let limit = self.limit.as_secs_f64();
-        (idle > self.limit)
-            .then(|| format!("{what} has made no progress for {:.1} s (limit {limit:.1} s)", idle.as_secs_f64()))
+        let (idle, limit) = (now.since(at).as_secs_f64(), self.limit.as_secs_f64());
+        self.is_stuck(now).then(|| format!("{what} has made no progress for {idle:.1} s (limit {limit:.1} s)"))
     }
 }
 
@@ -86,7 +105,7 @@ pub async fn bind(listen: &str) -> Result<TcpListener, BindError> {
 
 /// Answers until `stop` resolves; requests that are under way then have a second.
 ///
-/// `now` is the clock that the snapshot's times were taken from.
+/// `now` is the clock that the snapshot's times were taken from; `metrics` has what is counted beside them.
 ///
 /// # Errors
 /// None that a client can cause.
@@ -94,15 +113,17 @@ pub async fn serve(
     listener: TcpListener,
     snapshots: watch::Receiver<Snapshot>,
     now: fn() -> Mono,
+    metrics: Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let router = Router::new()
         .route("/workers", get(workers))
         .route("/readyz", get(readyz))
         .route("/healthz", get(healthz))
-        .fallback(|| async { no(StatusCode::NOT_FOUND, "there are /workers, /readyz and /healthz") })
+        .route("/metrics", get(metrics_text))
+        .fallback(|| async { no(StatusCode::NOT_FOUND, "there are /workers, /readyz, /healthz and /metrics") })
         .method_not_allowed_fallback(|| async { no(StatusCode::METHOD_NOT_ALLOWED, "only GET: this is read only") })
-        .with_state(App { snapshots, now });
+        .with_state(App { snapshots, now, metrics });
     let (stopping, mut stopped) = watch::channel(());
     let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
         stop.await;
@@ -123,6 +144,7 @@ pub async fn serve(
 struct App {
     snapshots: watch::Receiver<Snapshot>,
     now: fn() -> Mono,
+    metrics: Arc<Metrics>,
 }
 
 async fn workers(State(app): State<App>) -> Response {
@@ -186,15 +208,17 @@ fn unready(worker: &WorkerView, snapshot: &Snapshot, now: Mono) -> Option<Value>
 }
 
 async fn healthz(State(app): State<App>) -> Response {
-    let (snapshot, now) = (app.snapshots.borrow(), (app.now)());
-    let mut problems = Vec::new();
-    problems.extend(snapshot.link.stuck(now, "the broker link"));
-    problems.extend(snapshot.checks.stuck(now, "the check loop"));
-    problems.extend(snapshot.audit.as_ref().err().cloned());
+    let problems = app.snapshots.borrow().problems((app.now)());
     if problems.is_empty() {
         return Json(json!({"healthy": true})).into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"healthy": false, "problems": problems}))).into_response()
+}
+
+async fn metrics_text(State(app): State<App>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let answer = app.metrics.answer(&app.snapshots.borrow(), (app.now)(), accept);
+    ([(CONTENT_TYPE, answer.content_type)], answer.text).into_response()
 }
 
 fn no(status: StatusCode, error: impl Into<String>) -> Response {

@@ -30,7 +30,7 @@ use super::{
     publish,
 };
 pub use super::{
-    publish::{Outlet, RedisOutlet, STREAM_FIELD, STREAM_LENGTH, declare, stream},
+    publish::{Outlet, RedisOutlet, STREAM_FIELD, STREAM_LENGTH, declare, gates, stream},
     scribe::Scribe,
 };
 use crate::model::Fact;
@@ -74,6 +74,17 @@ pub struct Leftover {
     pub unpublished: u64,
 }
 
+/// How many facts are where, since the gate began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Not written yet, or not confirmed by the broker.
+    pub waiting: u64,
+    /// Neither in the audit log nor published, and never will be.
+    pub lost: u64,
+    /// In the audit log and never published.
+    pub unpublished: u64,
+}
+
 impl Outbox {
     /// Starts the thread that writes and the task that publishes to `exchange`, on the current runtime, for the facts of so
     /// many workers.
@@ -105,6 +116,7 @@ impl Outbox {
                 self.shared.offered.fetch_add(1, Ordering::Relaxed);
             }
             Err(refused) => {
+                self.shared.lost_so_far.fetch_add(1, Ordering::Relaxed);
                 let before = self.shared.lost.fetch_add(1, Ordering::Relaxed);
                 if before == 0 {
                     let kind = type_of(refused.into_inner().kind);
@@ -129,6 +141,16 @@ impl Outbox {
                 Err(format!("the disk under the audit log has not answered for {} s", waiting.as_secs()))
             }
             (None, _) => Ok(()),
+        }
+    }
+
+    /// How many facts are where.
+    pub fn counts(&self) -> Counts {
+        let state = self.shared.state();
+        Counts {
+            waiting: self.shared.queued(&state) + state.backlog.len() as u64,
+            lost: self.shared.lost_so_far.load(Ordering::Relaxed),
+            unpublished: state.unpublished,
         }
     }
 
@@ -159,6 +181,8 @@ pub(super) struct Shared {
     offered: AtomicU64,
     /// Facts that the queue had no room for and that the sequence does not show yet.
     lost: AtomicU64,
+    /// All facts that the queue had no room for.
+    lost_so_far: AtomicU64,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -251,9 +275,14 @@ impl Shared {
         }
     }
 
+    /// Facts in the queue.
+    fn queued(&self, state: &State) -> u64 {
+        self.offered.load(Ordering::Relaxed).saturating_sub(state.taken)
+    }
+
     fn leftover(&self) -> Leftover {
         let state = self.state();
-        let queued = self.offered.load(Ordering::Relaxed).saturating_sub(state.taken);
+        let queued = self.queued(&state);
         let lost = self.lost.load(Ordering::Relaxed);
         Leftover {
             unwritten: queued + lost + state.unwritten as u64,

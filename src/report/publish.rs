@@ -20,7 +20,11 @@ use serde_json::{Map, Value};
 use tokio::{sync::watch, time::sleep};
 
 use super::{event::Event, outbox::Shared};
-use crate::{redis::envelope, rush::Rush};
+use crate::{
+    control::roll::{self, beat_queue},
+    redis::envelope,
+    rush::Rush,
+};
 
 /// Before an event that the broker refused is tried again, unless there is a new channel sooner.
 const RETRY: Duration = Duration::from_secs(1);
@@ -63,6 +67,8 @@ pub struct RedisOutlet {
     pub channel: String,
     /// The stream's key.
     pub stream: String,
+    /// The key of what every gate said last.
+    pub gates: String,
 }
 
 impl Outlet {
@@ -90,8 +96,13 @@ impl Outlet {
     ) -> Result<BoxFuture<'static, Result<(), PublishError>>, PublishError> {
         match self {
             Self::RabbitMq { channel, .. } => {
-                let confirm = publish(channel, exchange, event).await?;
-                Ok(confirm.map(confirmed).boxed())
+                let confirm = publish(channel, exchange, &event.routing_key(), event).await?;
+                if !event.is_about_gate() {
+                    return Ok(confirm.map(confirmed).boxed());
+                }
+                // The broker remembers what a gate said last; if it has no such queue, nobody misses it.
+                let last = publish(channel, "", &beat_queue(event.gate()), event).await?;
+                Ok(async move { confirmed(confirm.await).and(confirmed(last.await)) }.boxed())
             }
             Self::Redis(outlet) => {
                 outlet.publish(exchange, event).await?;
@@ -99,6 +110,11 @@ impl Outlet {
             }
         }
     }
+}
+
+/// The key of the hash that has what every gate said last.
+pub fn gates(prefix: &str) -> String {
+    format!("{prefix}{}", roll::HASH)
 }
 
 /// The key of the stream that has an exchange's events on Redis.
@@ -125,6 +141,9 @@ impl RedisOutlet {
             .ignore();
         pipeline.cmd("PUBLISH").arg(&self.channel).arg(&message).ignore();
         pipeline.cmd("PUBLISH").arg(format!("{}/{key}", self.channel)).arg(&message).ignore();
+        if event.is_about_gate() {
+            pipeline.cmd("HSET").arg(&self.gates).arg(event.gate()).arg(&body).ignore();
+        }
         Ok(pipeline.query_async(&mut self.connection.clone()).await?)
     }
 }
@@ -218,7 +237,7 @@ async fn another(channels: &mut watch::Receiver<Option<Outlet>>) {
     }
 }
 
-async fn publish(channel: &Channel, exchange: &str, event: &Event) -> lapin::Result<PublisherConfirm> {
+async fn publish(channel: &Channel, exchange: &str, key: &str, event: &Event) -> lapin::Result<PublisherConfirm> {
     let mut headers = FieldTable::default();
     headers.insert("hostname".into(), AMQPValue::LongString(event.hostname().into()));
     let properties = BasicProperties::default()
@@ -226,7 +245,7 @@ async fn publish(channel: &Channel, exchange: &str, event: &Event) -> lapin::Res
         .with_content_encoding("utf-8".into())
         .with_delivery_mode(PERSISTENT)
         .with_headers(headers);
-    let (body, key) = (event.to_json(), event.routing_key());
+    let body = event.to_json();
     channel
         .basic_publish(exchange.into(), key.into(), BasicPublishOptions::default(), body.as_bytes(), properties)
         .await

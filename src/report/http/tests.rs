@@ -44,15 +44,22 @@ impl Site {
         let (snapshots, receiver) = watch::channel(snapshot);
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async move { drop(stopped.await) };
-        let served = tokio::spawn(serve(listener, receiver, now, stopped));
+        let metrics = Arc::new(Metrics::new("host-1", Duration::from_secs(300)));
+        let served = tokio::spawn(serve(listener, receiver, now, metrics, stopped));
         Self { address, snapshots, stop, served }
     }
 
-    async fn ask(&self, request: &str) -> (u16, Value) {
+    /// The answer as it comes, headers and all.
+    async fn text(&self, request: &str, headers: &str) -> String {
         let mut socket = TcpStream::connect(&self.address).await.unwrap();
-        socket.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        socket.write_all(format!("{request} HTTP/1.0\r\n{headers}\r\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn ask(&self, request: &str) -> (u16, Value) {
+        let answer = self.text(request, "").await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
     }
@@ -124,6 +131,21 @@ async fn the_gate_is_healthy_only_while_link_checks_and_audit_log_work() {
         "failed to write the audit log",
     ];
     assert_eq!(body["problems"], json!(problems));
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_form_that_the_reader_asks_for() {
+    let site = Site::start(fit()).await;
+    let classic = site.text("GET /metrics", "").await;
+    assert!(classic.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{classic}");
+    assert!(!classic.contains("# EOF"), "{classic}");
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5\r\n";
+    let open = site.text("GET /metrics", accept).await;
+    assert!(open.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"), "{open}");
+    assert!(open.ends_with("# EOF\n"), "{open}");
+    for text in [classic, open] {
+        assert!(text.contains("\nworker_gate_worker_admission{worker=\"codex-0@host-1\",admission=\"admitted\"} 1\n"));
+    }
 }
 
 #[tokio::test]

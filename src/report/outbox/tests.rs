@@ -60,6 +60,9 @@ async fn an_offer_never_waits_and_what_was_lost_is_a_hole_in_the_sequence() {
     let lost = offers - bench.outbox.shared.offered.load(Ordering::Relaxed);
     assert!(lost > 0, "the disk wrote 20,000 facts faster than they were made");
     let path = bench.dir.path().join(FILE_NAME);
+    let counts = bench.outbox.counts();
+    assert_eq!((counts.lost, counts.unpublished), (lost, 0));
+    assert!(counts.waiting <= offers - lost, "{counts:?}");
     tokio::time::resume();
     let leftover = bench.outbox.flush(Instant::now() + LONG).await;
 
