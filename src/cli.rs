@@ -5,9 +5,11 @@
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::settings::{self, Loaded, Place, Problem, Problems, Source};
 
+mod ask;
 pub mod audit;
 mod check;
 mod completions;
@@ -15,8 +17,10 @@ mod config;
 mod doctor;
 pub mod events;
 pub mod exit;
+mod fleet;
 mod line;
 mod log;
+pub mod order;
 mod out;
 mod prepare;
 pub mod profile;
@@ -25,6 +29,7 @@ mod run;
 pub mod status;
 
 pub use exit::{Coded, Exit};
+use order::What;
 
 /// Longer than the ten seconds between two looks at a watched file.
 const KEEP_THREADS: Duration = Duration::from_secs(30);
@@ -65,27 +70,20 @@ pub enum Command {
     /// The managed config
     #[command(subcommand)]
     Profile(ProfileCommand),
-    /// Every worker: admission, edge, reason, age of evidence, versions
-    Status {
-        /// One JSON array of worker records
-        #[arg(long)]
-        json: bool,
-    },
-    /// Subscribe to the fanout exchange and print what comes
-    Events {
-        /// One event a line
-        #[arg(long)]
-        json: bool,
-        /// Only events of this type, such as worker-quarantined
-        #[arg(long = "type", value_name = "T")]
-        kind: Option<String>,
-        /// Only events of this worker
-        #[arg(long, value_name = "W")]
-        worker: Option<String>,
-        /// Begin with those of so long ago, such as 10m, that are still on the stream; on Redis only
-        #[arg(long, value_name = "DURATION", value_parser = settings::duration::parse)]
-        since: Option<Duration>,
-    },
+    /// Every worker of every gate on this broker: admission, edge, reason, age of evidence, versions; 1 if one is not fit
+    Status(status::StatusArgs),
+    /// Keep workers from work until they are released, or for a time
+    #[command(after_help = order::HELP)]
+    Hold(order::HoldArgs),
+    /// End what an operator held; a quarantine whose cause stands goes on
+    #[command(after_help = order::HELP)]
+    Release(order::OrderArgs),
+    /// Run the checks of workers now
+    #[command(after_help = order::HELP)]
+    Recheck(order::OrderArgs),
+    /// Subscribe to the fanout exchange: print what comes, or hand it to a program or a webhook
+    #[command(after_help = events::args::HELP)]
+    Events(events::args::EventsArgs),
     /// Read the audit log
     Audit {
         /// Verify its hash chain instead; 1 if it is broken
@@ -262,9 +260,17 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         }
         Command::Check { json } => runtime()?.block_on(check::check(context, json)),
         Command::Profile(command) => profile_command(context, &command),
-        Command::Status { json } => runtime()?.block_on(status_command(context, json)),
-        Command::Events { json, kind, worker, since } => {
-            runtime()?.block_on(events_command(context, json, events::Filter { kind, worker, since }))
+        Command::Status(args) => runtime()?.block_on(status::status(context, &args)),
+        Command::Hold(args) => runtime()?.block_on(order::hold(context, &args)),
+        Command::Release(args) => runtime()?.block_on(order::order(context, What::Release, &args)),
+        Command::Recheck(args) => runtime()?.block_on(order::order(context, What::Recheck, &args)),
+        Command::Events(args) => {
+            // Two threads: where the output is read slowly, this one waits, and the link to the broker lives on.
+            let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+            let answer = runtime.block_on(events_command(context, args));
+            // A webhook that does not answer must not hold up the end.
+            runtime.shutdown_background();
+            answer
         }
         Command::Audit { verify, worker, exposed } => audit_command(context, verify, worker.as_deref(), exposed),
         Command::Doctor(args) if args.grants => doctor::grants(context),
@@ -277,31 +283,23 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
 
 /// One thread: what runs on it does little but wait, and between an edit and the shut of an edge every change of threads shows.
 /// Whatever may block has a thread of its own, which is kept from one look at the files to the next.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().thread_keep_alive(KEEP_THREADS).enable_all().build()?)
+fn runtime() -> anyhow::Result<Runtime> {
+    Ok(Builder::new_current_thread().thread_keep_alive(KEEP_THREADS).enable_all().build()?)
 }
 
-async fn status_command(context: &Context, json: bool) -> anyhow::Result<Exit> {
-    let settings = context.settings()?.settings;
-    let now = jiff::Timestamp::now();
-    match status::status(settings.gate.listen.as_deref(), json, now, &mut std::io::stdout()).await {
-        Ok(true) => Ok(Exit::Done),
-        Ok(false) => Ok(Exit::Unfit),
-        Err(status::StatusError::Output(error)) => out::failed(error),
-        Err(error) => Err(Coded::new(Exit::Unreachable, anyhow::Error::from(error).context("failed to")).into()),
-    }
-}
-
-async fn events_command(context: &Context, json: bool, filter: events::Filter) -> anyhow::Result<Exit> {
+async fn events_command(context: &Context, args: events::args::EventsArgs) -> anyhow::Result<Exit> {
     let settings = context.settings()?.settings;
     let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
-    let exchange = &settings.events.exchange;
-    match events::events(&settings.broker, exchange, &filter, json, &mut stdout, &mut stderr).await {
+    let following = async {
+        let subscription = args.subscription(&context.source.env)?;
+        events::events(&settings.broker, &settings.events.exchange, subscription, &mut stdout, &mut stderr).await
+    };
+    match following.await {
         Ok(()) => Ok(Exit::Done),
         Err(events::EventsError::Output(error)) => out::failed(error),
         Err(error) => {
-            let is_usage = matches!(error, events::EventsError::NothingKept);
-            let exit = if is_usage { Exit::Usage } else { run::broker_exit(error.retry(), error.is_permission()) };
+            let exit =
+                if error.is_usage() { Exit::Usage } else { run::broker_exit(error.retry(), error.is_permission()) };
             Err(Coded::new(exit, anyhow::Error::from(error).context("failed to")).into())
         }
     }

@@ -22,30 +22,45 @@ use tokio::{
 
 use crate::{
     clock,
+    control::{
+        desk::{Count, Desk, Errand},
+        guard::Guard,
+        key::Key,
+    },
     edge::fault::Fault,
     identity::Identity,
-    model::{EdgeReport, Fact, FactKind, ImageReport, Mono, Now, Observation, Record, VersionChange, WorkerName},
+    model::{
+        Command, EdgeReport, Fact, FactKind, ImageReport, Mono, Now, Observation, Record, VersionChange, WorkerName,
+    },
     probe,
     report::{
         audit::AuditError,
         event::type_of,
         http::{self, BindError, Snapshot, WorkerView},
+        metrics::Metrics,
         outbox::{Outbox, Scribe},
     },
-    settings::Settings,
-    verdict::{Gate, Input, Step},
+    settings::{Settings, Worker},
+    verdict::{FleetNews, Gate, Input, Step},
     watch::Watcher,
 };
 
 mod broker;
 mod channel;
+mod counting;
 mod crew;
+mod errands;
+mod fleet;
+mod holds;
+mod notify;
 mod parts;
 mod reload;
 mod setup;
 
 use broker::Broker;
 use crew::Crew;
+use holds::Save;
+use notify::Notifier;
 use parts::{Parts, Signals};
 pub use reload::Load;
 pub use setup::{Setup, owners, policy};
@@ -55,7 +70,7 @@ use setup::{first_snapshot, supported};
 /// watches over the gate sees that it lives.
 const PULSE: Duration = Duration::from_secs(1);
 /// Between two `gate-heartbeat` events.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// For everything that a stop has to finish. Docker kills ten seconds after it asks.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 /// Of that, for the edges.
@@ -64,6 +79,10 @@ const SHUT_LIMIT: Duration = Duration::from_secs(5);
 const LINK_LIMIT: Duration = Duration::from_secs(15);
 /// Inputs that wait for the loop, which takes microseconds for each: ten for each of a thousand workers.
 const INPUTS: usize = 10_000;
+/// Requests that wait for the loop. The desk hands them on one after the other, and waits for the answer to each.
+const ERRANDS: usize = 16;
+/// News of other gates that wait for the loop; whoever brings them waits, too.
+const NEWS: usize = 64;
 
 /// Why the gate stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +127,7 @@ pub enum End {
 /// # Errors
 /// What makes guarding impossible; every edge is shut by then.
 pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
-    let Setup { settings, identities, runner, file } = setup;
+    let Setup { settings, identities, runner, file, key } = setup;
     supported(&settings)?;
     let mut signals = Signals::new().map_err(DaemonError::Start)?;
     let listener = match &settings.gate.listen {
@@ -134,13 +153,33 @@ pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
     let mut crew = Crew::new(&settings.gate.name, Arc::clone(&broker), reports, observations, watcher);
     crew.run_edges(&settings.workers, &mut parts);
     crew.run_checks(&settings, &identities, &runner, &mut parts);
-    let gate = Gate::new(policy(&settings), owners(&identities));
+    let mut gate = Gate::new(policy(&settings), owners(&identities, &settings));
+    let (names, now) = (settings.workers.iter().map(|worker| worker.name.clone()), clock::now());
+    gate.restore(now, holds::read(&settings.gate.state_dir, names, now));
+    let (saves, to_save) = mpsc::channel(ERRANDS);
+    parts.spawn_probe(holds::keep(settings.gate.state_dir.clone(), to_save));
+    let (fleets, news) = mpsc::channel(NEWS);
+    let (fleet_safety, is_on) = watch::channel(settings.fleet.max_quarantined.is_some());
+    parts.spawn_probe(fleet::watch(settings.clone(), is_on, fleets));
     let (snapshots, snapshot) = watch::channel(first_snapshot(&settings));
+    let metrics = Arc::new(Metrics::new(&settings.gate.name, settings.evidence.max_age));
+    let counted = counting::start(&broker, &metrics, &settings.workers, &mut parts);
+    let (errands, errand) = mpsc::channel(ERRANDS);
+    let (keys, key) = watch::channel(key);
+    let count: Count = {
+        let (broker, workers) = (Arc::clone(&broker), counted.subscribe());
+        Arc::new(move || {
+            let (broker, workers) = (Arc::clone(&broker), workers.borrow().clone());
+            Box::pin(async move { broker.waiting(&workers).await })
+        })
+    };
+    let desk = Desk::new(&settings.gate.name, Guard::new(key, now), snapshot.clone(), errands, count);
+    broker.run_desk(&settings, desk, &mut parts);
     if let Some(listener) = listener {
-        let stop = parts.stop_links.clone();
+        let (stop, metrics) = (parts.stop_links.clone(), Arc::clone(&metrics));
         let now = || clock::now().mono;
         parts.spawn("the HTTP listener".to_owned(), async move {
-            let served = http::serve(listener, snapshot, now, async move { stop.cancelled().await }).await;
+            let served = http::serve(listener, snapshot, now, metrics, async move { stop.cancelled().await }).await;
             if let Err(error) = served {
                 tracing::error!("failed to answer over HTTP: {error}");
             }
@@ -156,11 +195,17 @@ pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
         crew,
         broker,
         snapshots,
+        counted,
+        saves,
+        keys,
+        fleet_safety,
+        metrics,
+        notifier: Notifier::start().map_err(DaemonError::Start)?,
         checked_at: None,
         heartbeat,
         has_news: true,
     };
-    daemon.run(parts, Inbox { observed, reported, image, reloaded }, &mut signals).await
+    daemon.run(parts, Inbox { observed, reported, image, reloaded, errand, news }, &mut signals).await
 }
 
 /// What the loop hears of.
@@ -169,6 +214,8 @@ struct Inbox {
     reported: mpsc::Receiver<(WorkerName, EdgeReport)>,
     image: mpsc::Receiver<ImageReport>,
     reloaded: mpsc::Receiver<Result<Setup, String>>,
+    errand: mpsc::Receiver<Errand>,
+    news: mpsc::Receiver<FleetNews>,
 }
 
 /// The loop and what it acts on.
@@ -180,6 +227,16 @@ struct Daemon {
     crew: Crew,
     broker: Arc<Broker>,
     snapshots: watch::Sender<Snapshot>,
+    /// For whom it is counted what waits.
+    counted: watch::Sender<Vec<Worker>>,
+    /// Operators' holds, to be written down.
+    saves: mpsc::Sender<Save>,
+    /// What requests are signed with.
+    keys: watch::Sender<Option<Key>>,
+    /// Whether other gates are listened to.
+    fleet_safety: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
+    notifier: Notifier,
     checked_at: Option<Mono>,
     heartbeat: Instant,
     /// Whether HTTP shows less than the gate knows.
@@ -191,7 +248,7 @@ type Ending = (Result<End, DaemonError>, tokio::time::Instant);
 
 impl Daemon {
     async fn run(mut self, mut parts: Parts, mut inbox: Inbox, signals: &mut Signals) -> Result<End, DaemonError> {
-        self.outbox.offer(about_gate(FactKind::GateOnline, clock::now()));
+        self.outbox.offer(self.about_itself(FactKind::GateOnline, clock::now()));
         let mut pulse = interval(PULSE);
         let mut wake_at: Option<Mono> = None;
         let mut end: Option<Ending> = None;
@@ -209,9 +266,15 @@ impl Daemon {
                 Some((worker, report)) = inbox.reported.recv() => Input::Edge(worker, report),
                 Some(observation) = inbox.observed.recv() => {
                     self.checked_at = Some(observation.finished);
+                    self.metrics.observed(&observation);
                     Input::Observed(observation)
                 }
                 Some(report) = inbox.image.recv() => Input::Image(report),
+                Some(news) = inbox.news.recv() => Input::Fleet(news),
+                Some(errand) = inbox.errand.recv() => {
+                    self.run_errand(errand).await;
+                    Input::Tick
+                }
                 Some(loaded) = inbox.reloaded.recv(), if end.is_none() => match self.reload(loaded, &mut parts).await {
                     None => Input::Tick,
                     Some(setup) => { end = Some((Ok(End::Again(setup)), stop_by())); Input::Stop }
@@ -224,6 +287,9 @@ impl Daemon {
                 () = tokio::time::sleep(nap.unwrap_or(PULSE)), if nap.is_some() => Input::Tick,
             };
             let ticked = matches!(input, Input::Tick);
+            if end.as_ref().is_some_and(|(outcome, _)| !matches!(outcome, Ok(End::Again(_)))) {
+                self.notifier.stopping();
+            }
             let now = clock::now();
             let step = self.gate.step(now, input);
             wake_at = step.wake_at;
@@ -233,6 +299,9 @@ impl Daemon {
                 self.beat(now);
             }
             self.show(now, ticked);
+            if ticked {
+                self.notifier.pulse(&self.snapshots.borrow(), now.mono);
+            }
             let shut_by = |until: tokio::time::Instant| tokio::time::Instant::now() >= until - STOP_LIMIT + SHUT_LIMIT;
             if end.as_ref().is_some_and(|(_, until)| self.gate.is_at_rest() || shut_by(*until)) {
                 break;
@@ -260,6 +329,7 @@ impl Daemon {
         }
         for fact in step.facts {
             log(&fact);
+            self.metrics.told(&fact);
             self.outbox.offer(fact);
         }
     }
@@ -267,8 +337,13 @@ impl Daemon {
     fn beat(&mut self, now: Now) {
         if self.heartbeat.elapsed() >= HEARTBEAT {
             self.heartbeat = Instant::now();
-            self.outbox.offer(Fact { audited: false, ..about_gate(FactKind::GateHeartbeat, now) });
+            self.outbox.offer(Fact { audited: false, ..self.about_itself(FactKind::GateHeartbeat, now) });
         }
+    }
+
+    /// By which the gate says that it lives, and how its workers are.
+    fn about_itself(&self, kind: FactKind, now: Now) -> Fact {
+        Fact { digest: Some(self.gate.digest()), ..about_gate(kind, now) }
     }
 
     /// Makes what HTTP shows. While inputs come thick and fast nobody could read every one of them, so then it is made with
@@ -278,6 +353,7 @@ impl Daemon {
             return;
         }
         let up = self.broker.is_up();
+        self.metrics.see(up, self.broker.is_blocked(), self.outbox.counts());
         let view = |record: Record| WorkerView { fresh_until: self.gate.fresh_until(&record.worker_name), record };
         let workers = self.has_news.then(|| self.gate.records().into_iter().map(view).collect());
         self.has_news = false;
@@ -298,7 +374,7 @@ impl Daemon {
         let until = until.max(tokio::time::Instant::now() + Duration::from_secs(1));
         // Dropping a probe kills the process group of its command.
         parts.probes.shutdown().await;
-        self.outbox.offer(about_gate(FactKind::GateOffline, clock::now()));
+        self.outbox.offer(self.about_itself(FactKind::GateOffline, clock::now()));
         parts.stop_edges.cancel();
         let goodbye_at = until - Duration::from_millis(500);
         let left = self.outbox.flush(goodbye_at).await;
@@ -316,7 +392,7 @@ impl Daemon {
 }
 
 fn about_gate(kind: FactKind, now: Now) -> Fact {
-    Fact { kind, at: now.wall, record: None, reason: None, audited: true }
+    Fact { kind, at: now.wall, record: None, reason: None, digest: None, audited: true }
 }
 
 fn log(fact: &Fact) {
@@ -324,10 +400,15 @@ fn log(fact: &Fact) {
     let (worker, kind, reason) = (&record.worker_name, type_of(fact.kind), record.reason.as_ref());
     let (detail, remedy) = reason.map_or(("", ""), |reason| (reason.detail.as_str(), reason.remedy.as_str()));
     match fact.kind {
-        FactKind::WorkerQuarantined | FactKind::WorkerBypass | FactKind::WorkerRecycled => {
+        FactKind::WorkerQuarantined | FactKind::WorkerBypass | FactKind::WorkerRecycled | FactKind::FleetSuspect => {
             tracing::warn!(%worker, latency_ms = record.latency_ms, remedy, "{kind}: {detail}");
         }
         FactKind::WorkerAdmitted | FactKind::WorkerHeld => tracing::info!(%worker, "{kind}: {detail}"),
+        FactKind::WorkerCommand => {
+            if let Some(Command { ask, by, reason, outcome, .. }) = &record.command {
+                tracing::info!(%worker, %by, ?outcome, reason, "{kind}: {}", ask.as_str());
+            }
+        }
         FactKind::WorkerVersionChanged => {
             if let Some(VersionChange { check, old, new }) = &record.version_change {
                 let (old, new) = (old.version.as_deref().unwrap_or("-"), new.version.as_deref().unwrap_or("-"));
@@ -344,6 +425,7 @@ fn log(fact: &Fact) {
         | FactKind::GateHeartbeat
         | FactKind::GateOffline
         | FactKind::GateSettingsLoaded
-        | FactKind::GateSettingsRefused => tracing::debug!(%worker, "{kind}"),
+        | FactKind::GateSettingsRefused
+        | FactKind::GateCommandRefused => tracing::debug!(%worker, "{kind}"),
     }
 }

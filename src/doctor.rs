@@ -70,6 +70,9 @@ pub enum DoctorError {
     /// A command was refused, or the connection broke on it.
     #[error(transparent)]
     Fault(#[from] crate::edge::fault::Fault),
+    /// Gates cannot be asked.
+    #[error(transparent)]
+    Ask(#[from] crate::control::asker::AskError),
     /// The same for a user whose rights were to be tried.
     #[error("use {variable}")]
     User {

@@ -19,8 +19,8 @@
 //! [`edge::redis`] (the same by scripts); [`edge::rehome`] gives what is held for a worker that is gone to another one. The
 //! rest are rooms of their own: [`probe`] runs checks as the worker's user and knows what their tools are made of, [`watch`]
 //! tells when a file changes, [`profile`] reads and merges the managed config, [`settings`] reads and checks the settings,
-//! [`report`] tells what happened, [`cli`] is the command line, [`doctor`] looks for ways round the gate, [`amqp`] and
-//! [`redis`] make connections.
+//! [`report`] tells what happened, [`control`] is how gates are asked over the broker, [`cli`] is the command line, [`doctor`]
+//! looks for ways round the gate, [`amqp`] and [`redis`] make connections.
 //!
 //! # What is absent
 //!
@@ -34,10 +34,12 @@ pub mod amqp;
 pub mod chain;
 pub mod cli;
 pub mod clock;
+pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod edge;
 pub mod failpoint;
+pub mod glob;
 mod hash;
 pub mod identity;
 pub mod model;

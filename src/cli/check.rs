@@ -24,7 +24,7 @@ pub(super) async fn check(context: &Context, json: bool) -> anyhow::Result<Exit>
         async move { once(identity, &settings.checks, probe.as_ref(), &runner).await }
     }))
     .await;
-    let mut gate = Gate::new(daemon::policy(&settings), daemon::owners(&identities));
+    let mut gate = Gate::new(daemon::policy(&settings), daemon::owners(&identities, &settings));
     for observation in found.into_iter().flatten() {
         gate.step(clock::now(), Input::Observed(observation));
     }

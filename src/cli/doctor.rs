@@ -4,6 +4,7 @@ use anyhow::Context as _;
 
 use super::{Coded, Context, DoctorArgs, Exit, exit, out, prepare, run::broker_exit};
 use crate::{
+    control::asker::AskError,
     doctor::{self, DoctorError, Finding, Scope, users::Users},
     settings::Loaded,
 };
@@ -46,7 +47,10 @@ fn exit_of(error: &DoctorError) -> Exit {
     match error {
         DoctorError::RabbitMq(error) => broker_exit(error.retry(), error.is_permission()),
         DoctorError::Redis(error) => broker_exit(error.retry(), error.is_permission()),
-        DoctorError::Fault(fault) => broker_exit(fault.retry(), fault.is_permission()),
+        DoctorError::Ask(AskError::Key(_)) => Exit::Settings,
+        DoctorError::Fault(fault) | DoctorError::Ask(AskError::Fault(fault)) => {
+            broker_exit(fault.retry(), fault.is_permission())
+        }
         DoctorError::User { source, .. } => exit_of(source),
     }
 }

@@ -6,6 +6,7 @@ use anyhow::anyhow;
 
 use super::{Coded, Context, Exit};
 use crate::{
+    control::key::Key,
     daemon::Setup,
     identity::{self, GateUser, Identity},
     probe::Runner,
@@ -18,7 +19,13 @@ pub(super) fn setup(context: &Context) -> anyhow::Result<Setup> {
     let Loaded { settings, file, .. } = context.settings()?;
     let identities = identities(context, &settings)?;
     let runner = runner(context, &settings)?;
-    Ok(Setup { settings, identities, runner, file })
+    let key = key(&settings)?;
+    Ok(Setup { settings, identities, runner, file, key })
+}
+
+fn key(settings: &Settings) -> anyhow::Result<Option<Key>> {
+    let key = settings.control.key_file.as_deref().map(Key::read).transpose();
+    key.map_err(|error| Coded::new(Exit::Settings, anyhow!("failed to {}", crate::chain::chain(&error))).into())
 }
 
 /// Settings, and everybody whom they name.

@@ -1,12 +1,16 @@
 //! Whichever broker the settings name: its links, the way out for events, and its edges.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{channel, parts::Parts};
 use crate::{
+    control::{self, desk::Desk},
     edge::{
         self, Ends,
         fault::Fault,
@@ -16,9 +20,12 @@ use crate::{
     },
     model::{EdgeReport, Wanted, WorkerName},
     redis::envelope::fanout_channel,
-    report::outbox::{Outlet, RedisOutlet, stream},
+    report::outbox::{Outlet, RedisOutlet, gates, stream},
     settings::{BrokerUrl, EdgeKind, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
 };
+
+/// For counting what waits. Whoever is to know it has better things to do than to wait for a broker that is busy or gone.
+const COUNT_LIMIT: Duration = Duration::from_secs(3);
 
 /// The broker's links, which the edges share.
 #[derive(Debug)]
@@ -52,13 +59,11 @@ impl Broker {
         match settings.broker.urls.first() {
             Some(BrokerUrl::Amqp(url)) => {
                 let (state, links) = keep(settings, parts);
-                let (up, url) = (links.clone(), url.clone());
+                let (up, url, gate) = (links.clone(), url.clone(), settings.gate.name.clone());
                 let (vhost, user) = (url.vhost.clone(), url.user.clone());
                 parts.spawn("the events' channel".to_owned(), async move {
-                    channel::keep(up, &exchange, (&vhost, &user), &channels, &stop).await
+                    channel::keep(up, (&exchange, &gate), (&vhost, &user), &channels, &stop).await
                 });
-                let (asked, gate, stop) = (links.clone(), settings.gate.name.clone(), parts.stop_links.clone());
-                parts.spawn("the census".to_owned(), rabbitmq::census::keep(asked, gate, stop));
                 Self::RabbitMq { links, url, _state: state }
             }
             url => {
@@ -83,10 +88,68 @@ impl Broker {
         }
     }
 
+    /// Answers what is asked over the broker.
+    pub(super) fn run_desk(&self, settings: &Settings, desk: Desk, parts: &mut Parts) {
+        let (name, stop) = ("the desk".to_owned(), parts.stop_links.clone());
+        match self {
+            Self::RabbitMq { links, .. } => parts.spawn(name, control::rabbitmq::serve(links.clone(), desk, stop)),
+            Self::Redis { .. } => parts.spawn(name, control::redis::serve(settings.broker.clone(), desk, stop)),
+        }
+    }
+
     pub(super) fn is_up(&self) -> bool {
         match self {
             Self::RabbitMq { links, .. } => matches!(*links.borrow(), LinkState::Up(_)),
             Self::Redis { links, .. } => matches!(*links.borrow(), LinkState::Up(_)),
+        }
+    }
+
+    /// Whether the broker has said that it takes no messages, as in a memory or disk alarm.
+    pub(super) fn is_blocked(&self) -> bool {
+        match self {
+            Self::RabbitMq { links, .. } => match &*links.borrow() {
+                LinkState::Up(links) => links.is_blocked(),
+                LinkState::Down(_) => false,
+            },
+            // It refuses what is too much for it, each time anew.
+            Self::Redis { .. } => false,
+        }
+    }
+
+    /// How many messages wait for each of these workers where no worker gets them: for the workers of a shared queue, those in
+    /// that queue. A worker of whom that cannot be known now is left out. Takes at most three seconds. Cancel-safe.
+    pub(crate) async fn waiting(&self, workers: &[Worker]) -> BTreeMap<WorkerName, u64> {
+        let counting = async {
+            match self {
+                Self::RabbitMq { links, .. } => {
+                    let state = links.borrow().clone();
+                    let LinkState::Up(links) = state else { return Ok(BTreeMap::new()) };
+                    links.rush.quiet().await;
+                    rabbitmq::waiting::waiting(&links, workers).await
+                }
+                Self::Redis { links, .. } => {
+                    let state = links.borrow().clone();
+                    let LinkState::Up(links) = state else { return Ok(BTreeMap::new()) };
+                    links.rush.quiet().await;
+                    redis::waiting::waiting(&links, workers).await
+                }
+            }
+        };
+        match timeout(COUNT_LIMIT, counting).await {
+            Ok(Ok(waiting)) => waiting,
+            Ok(Err(fault)) => {
+                tracing::debug!("failed to {fault}");
+                BTreeMap::new()
+            }
+            Err(_) => BTreeMap::new(),
+        }
+    }
+
+    /// Calls `tell` each time that the links are there again after they were lost, for as long as the gate lives.
+    pub(super) async fn reconnects(&self, tell: impl Fn()) {
+        match self {
+            Self::RabbitMq { links, .. } => links::reconnects(links.clone(), tell).await,
+            Self::Redis { links, .. } => links::reconnects(links.clone(), tell).await,
         }
     }
 
@@ -136,5 +199,6 @@ fn outlet(links: &Arc<redis::links::Links>, prefix: &str, db: u32, exchange: &st
         rush: links.rush.clone(),
         channel: fanout_channel(prefix, db, exchange, ""),
         stream: stream(prefix, exchange),
+        gates: gates(prefix),
     })
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     amqp::{Link, Retry},
+    control,
     edge::{
         fault::{Fault, within},
         links::LinkState,
@@ -32,7 +33,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// A refusal that needs a person, if events have never gone out: a gate that nobody can hear is set up wrongly.
 pub(super) async fn keep(
     mut links: watch::Receiver<LinkState<Links>>,
-    exchange: &str,
+    (exchange, gate): (&str, &str),
     (vhost, user): (&str, &str),
     channels: &watch::Sender<Option<Outlet>>,
     stop: &CancellationToken,
@@ -50,6 +51,8 @@ pub(super) async fn keep(
                     match open(&links.control, &links.publish, exchange, vhost, user).await {
                         Ok(channel) => {
                             worked = true;
+                            // Before the first word, which the broker is to remember.
+                            control::rabbitmq::enter(&links.control, gate).await;
                             channels.send_replace(Some(Outlet::RabbitMq { channel, rush: links.rush.clone() }));
                         }
                         Err(fault) if fault.retry() == Retry::NeedsPerson && !worked => return Err(fault),

@@ -73,6 +73,15 @@ pub(super) fn keep(
 impl Daemon {
     /// Goes on with other settings. What is handed back concerns every edge, so the gate has to be made anew from it.
     pub(super) async fn reload(&mut self, loaded: Result<Setup, String>, parts: &mut Parts) -> Option<Box<Setup>> {
+        self.notifier.reloading();
+        let again = self.take_on(loaded, parts).await;
+        if again.is_none() {
+            self.notifier.reloaded();
+        }
+        again
+    }
+
+    async fn take_on(&mut self, loaded: Result<Setup, String>, parts: &mut Parts) -> Option<Box<Setup>> {
         let setup = match loaded {
             Ok(setup) => setup,
             Err(problem) => return self.refuse(&problem),
@@ -81,6 +90,12 @@ impl Daemon {
             return self.refuse(&format!("failed to {}", chain(&error)));
         }
         let identities = renumbered(setup.identities, &self.identities);
+        // The file may be the same and have another key in it.
+        self.keys.send_if_modified(|key| {
+            let is_other = *key != setup.key;
+            key.clone_from(&setup.key);
+            is_other
+        });
         let is_same = setup.settings == self.settings
             && identities.len() == self.identities.len()
             && identities.iter().zip(&self.identities).all(|(new, old)| new.id == old.id && new.workers == old.workers);
@@ -96,12 +111,16 @@ impl Daemon {
         }
         tracing::info!(workers = setup.settings.workers.len(), "the settings have changed and hold from now on");
         let changes = changes(&self.settings, &setup.settings);
-        let step = self.gate.reconfigure(clock::now(), policy(&setup.settings), owners(&identities), &changes);
+        let members = owners(&identities, &setup.settings);
+        let step = self.gate.reconfigure(clock::now(), policy(&setup.settings), members, &changes);
         self.act(step).await;
         self.crew.replace_edges(&setup.settings.workers, &changes.workers, parts);
         self.crew.run_checks(&setup.settings, &identities, &setup.runner, parts);
         let checks = first_snapshot(&setup.settings).checks;
         self.snapshots.send_modify(|snapshot| snapshot.checks.limit = checks.limit);
+        self.counted.send_replace(setup.settings.workers.clone());
+        self.fleet_safety.send_replace(setup.settings.fleet.max_quarantined.is_some());
+        self.metrics.set_max_age(setup.settings.evidence.max_age);
         (self.settings, self.identities) = (setup.settings, identities);
         None
     }
@@ -113,7 +132,7 @@ impl Daemon {
         None
     }
 
-    fn tell(&self, kind: FactKind, reason: Reason) {
+    pub(super) fn tell(&self, kind: FactKind, reason: Reason) {
         self.outbox.offer(Fact { reason: Some(reason), ..about_gate(kind, clock::now()) });
     }
 }

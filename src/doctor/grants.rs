@@ -50,6 +50,9 @@ fn worker_user(lane: &str) -> String {
 /// The producers' user.
 const PRODUCER: &str = "producer";
 
+/// The user of whoever looks and commands from elsewhere.
+const OPERATOR: &str = "operator";
+
 /// The gate's user: the one whom the settings name, unless that is the one who may do everything.
 fn gate_user(named: Option<&str>) -> String {
     named.filter(|name| !matches!(*name, "guest" | "default" | "")).unwrap_or("gate").to_owned()

@@ -7,11 +7,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use lapin::{
-    BasicProperties, Channel, Consumer,
-    options::{BasicCancelOptions, BasicPublishOptions},
-    types::ShortString,
-};
+use lapin::{Consumer, types::ShortString};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
@@ -20,10 +16,14 @@ use super::{
 };
 use crate::{
     amqp::{self, Link},
+    control::{
+        Answer, Ask, Says,
+        asker::{Asker, Heard},
+    },
     edge::{
         celery::{self, PIDBOX},
         fault::{Fault, is_refusal, within},
-        rabbitmq::{census, wire},
+        rabbitmq::wire,
     },
     settings::{Settings, broker_url::AmqpUrl},
 };
@@ -52,7 +52,7 @@ pub(super) async fn look(
     let nodes = told::nodes(settings);
     ask(&link, &nodes, &mut seen.workers).await?;
     let lanes: BTreeSet<String> = settings.workers.iter().map(|worker| worker.lane.clone()).collect();
-    let beyond = beyond_gates(&link, intakes.union(&lanes)).await?;
+    let beyond = beyond_gates(&link, settings, intakes.union(&lanes)).await?;
     seen.found.extend(intake::look(settings, url).await?);
     seen.found.extend(leftover::look(&link, settings, scope.lanes).await?);
     for (who, user) in scope.users.given() {
@@ -83,40 +83,40 @@ pub(super) async fn look(
 /// How many consume each queue beyond gates, at the least.
 async fn beyond_gates(
     link: &Link,
+    settings: &Settings,
     queues: impl Iterator<Item = &String> + Clone,
-) -> Result<BTreeMap<String, i64>, Fault> {
-    let channel = wire::open(link).await?;
-    within("ask all gates", census::declare(&channel)).await?;
+) -> Result<BTreeMap<String, i64>, DoctorError> {
+    let mut asker = Asker::connect(settings, "worker-gate doctor".to_owned()).await?;
     let mut beyond = BTreeMap::new();
     for _ in 0..LOOKS {
-        let gates = gates(&channel).await?;
+        let gates = gates(&mut asker).await?;
         for queue in queues.clone() {
             let counted =
                 wire::count_if_there(link, &queue.as_str().into()).await?.map_or(0, |queue| queue.consumer_count());
-            let known: usize = gates.iter().filter_map(|gate| gate.consumes.get(queue)).sum();
+            let known: usize = gates.iter().filter_map(|consumes| consumes.get(queue)).sum();
             let more = i64::from(counted) - i64::try_from(known).unwrap_or(i64::MAX);
             let least = beyond.entry(queue.clone()).or_insert(more);
             *least = more.min(*least);
         }
         sleep(PAUSE).await;
     }
+    asker.close().await;
     Ok(beyond)
 }
 
-async fn gates(channel: &Channel) -> Result<Vec<census::Answer>, Fault> {
-    let (queue, mut answers) = wire::listen(channel, "ask all gates").await?;
-    let question = BasicProperties::default().with_reply_to(queue).with_type("who".into());
-    let options = BasicPublishOptions::default();
-    let publish = channel.basic_publish(census::EXCHANGE.into(), ShortString::default(), options, b"{}", question);
-    within("ask all gates", publish).await?;
+/// How often each gate says that it consumes which queue.
+async fn gates(asker: &mut Asker) -> Result<Vec<BTreeMap<String, usize>>, Fault> {
+    let id = asker.ask(Ask::Consumes).await?;
     let mut gates = Vec::new();
     // The first answers come at once; whoever has not answered a moment after them does not answer.
     let until = Instant::now() + PATIENCE / 2;
-    while let Ok(Some(Ok(answer))) = timeout_at(until, answers.next()).await {
-        gates.extend(serde_json::from_slice::<census::Answer>(&answer.data));
+    while let Some(heard) = asker.next(until).await? {
+        if let Heard::Answer(Answer { id: of, says: Says::Consumes(consumes), .. }) = heard
+            && of == id
+        {
+            gates.push(consumes);
+        }
     }
-    let cancel = channel.basic_cancel(answers.tag(), BasicCancelOptions::default());
-    within("ask all gates", cancel).await?;
     Ok(gates)
 }
 

@@ -1,8 +1,9 @@
 //! Edges on RabbitMQ.
 
-pub(crate) mod census;
+pub(crate) mod consumed;
 pub mod links;
 mod recycling;
 pub(crate) mod remote;
 pub mod route;
+pub(crate) mod waiting;
 pub(crate) mod wire;

@@ -22,6 +22,7 @@ mod presence;
 mod recycling;
 pub(crate) mod rehome;
 mod remote;
+pub(crate) mod waiting;
 
 pub use feed::Feed;
 

@@ -18,6 +18,8 @@ mod drift;
 #[cfg(test)]
 mod feed;
 #[cfg(test)]
+mod fleet;
+#[cfg(test)]
 mod giveback;
 #[cfg(test)]
 mod idle;
@@ -27,6 +29,8 @@ mod lane;
 mod open;
 #[cfg(test)]
 mod putback;
+#[cfg(test)]
+mod readyz;
 #[cfg(test)]
 mod reclaim;
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::{process::exit, time::Instant};
 
-use crate::{alarm, drift, feed, giveback, idle, open, putback, reclaim, table::Table};
+use crate::{alarm, drift, feed, fleet, giveback, idle, open, putback, readyz, reclaim, table::Table};
 
 type Section = fn() -> Vec<Table>;
 
 /// A word that other names begin with stands for all of them: `feed`.
-const ALL: [(&str, Section); 13] = [
+const ALL: [(&str, Section); 15] = [
     ("open", open::measure),
     ("drift", drift::measure),
     ("thousand", drift::thousand::measure),
@@ -16,6 +16,8 @@ const ALL: [(&str, Section); 13] = [
     ("putback", putback::measure),
     ("alarm", alarm::measure),
     ("idle", idle::measure),
+    ("fleet", fleet::measure),
+    ("readyz", readyz::measure),
     ("feed-redis", feed::redis::measure),
     ("feed-rabbitmq", feed::rabbitmq::measure),
     ("feed-delay", feed::delay::measure),

@@ -5,7 +5,6 @@ pub(crate) mod celery;
 pub(crate) mod facts;
 pub(crate) mod field;
 pub(crate) mod flood;
-#[expect(dead_code, reason = "the tests of the gate itself come with its commands")]
 pub(crate) mod gate;
 pub(crate) mod process;
 pub(crate) mod proxy;

@@ -6,17 +6,15 @@
 
 use std::collections::BTreeSet;
 
-use super::{Grant, PRODUCER, gate_user, worker_user};
+use super::{Grant, OPERATOR, PRODUCER, gate_user, worker_user};
 use crate::{
+    control::{EXCHANGE, asker::SORTED, roll},
     edge::{
         celery::{self, EVENTS, PIDBOX, REPLIES},
         held,
-        rabbitmq::{
-            census,
-            route::{
-                names::{Names, feed_exchange},
-                rehome,
-            },
+        rabbitmq::route::{
+            names::{Names, feed_exchange},
+            rehome,
         },
     },
     settings::{EdgeKind, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
@@ -36,6 +34,7 @@ pub(super) fn grants(settings: &Settings, url: &AmqpUrl) -> (Vec<String>, Vec<Gr
     let mut grants: Vec<_> = settings.workers.iter().map(|worker| of_worker(worker, &url.vhost)).collect();
     grants.push(of_producer(settings, &url.vhost));
     grants.push(of_gate(settings, url));
+    grants.push(of_operator(settings, url));
     (head, grants)
 }
 
@@ -50,6 +49,8 @@ struct Rights {
     read: Set,
     /// Whether it has queues of its own with names of the broker's making.
     private: bool,
+    /// Whether it may read what gates said last, whichever there are.
+    beats: bool,
 }
 
 fn of_worker(worker: &Worker, vhost: &str) -> Grant {
@@ -70,7 +71,7 @@ fn of_worker(worker: &Worker, vhost: &str) -> Grant {
             .to_owned(),
     ];
     let (configure, read) = (with(&[EVENTS, PIDBOX, REPLIES]), with(&[PIDBOX]));
-    let rights = Rights { configure, write, read, private: false };
+    let rights = Rights { configure, write, read, ..Rights::default() };
     Grant { notes, line: set_permissions(vhost, &worker_user(&worker.lane), &rights) }
 }
 
@@ -92,7 +93,17 @@ fn of_producer(settings: &Settings, vhost: &str) -> Grant {
 }
 
 fn of_gate(settings: &Settings, url: &AmqpUrl) -> Grant {
-    let mut own = Set::from([settings.events.exchange.clone(), census::EXCHANGE.to_owned(), REPLIES.to_owned()]);
+    let gate = &settings.gate.name;
+    let mut own = Set::from([
+        settings.events.exchange.clone(),
+        EXCHANGE.to_owned(),
+        roll::CALL.to_owned(),
+        roll::ROLL.to_owned(),
+        SORTED.to_owned(),
+        roll::name_queue(gate),
+        roll::beat_queue(gate),
+        REPLIES.to_owned(),
+    ]);
     for worker in &settings.workers {
         own.extend(names_of(worker));
     }
@@ -103,8 +114,23 @@ fn of_gate(settings: &Settings, url: &AmqpUrl) -> Grant {
         "The gate: everything of its edges, its facts, and questions to Celery's workers.".to_owned(),
         format!("({PIDBOX} is for worker-gate doctor, which asks all workers; {EVENTS} has their heartbeats.)"),
     ];
-    let rights = Rights { configure: own, write, read, private: true };
+    let rights = Rights { configure: own, write, read, private: true, beats: true };
     Grant { notes, line: set_permissions(&url.vhost, &gate_user(Some(&url.user)), &rights) }
+}
+
+/// Whoever runs `status`, `hold`, `release`, `recheck` and `events` from another host than a gate's.
+fn of_operator(settings: &Settings, url: &AmqpUrl) -> Grant {
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Set>();
+    let write = named(&[EXCHANGE, roll::CALL, PIDBOX]);
+    let mut read = named(&[roll::ROLL, REPLIES, EVENTS]);
+    read.insert(settings.events.exchange.clone());
+    let notes = vec![
+        "Operators: worker-gate status, hold, release, recheck and events. Requests carry this user's name, which RabbitMQ \
+         vouches for."
+            .to_owned(),
+    ];
+    let rights = Rights { configure: Set::new(), write, read, private: true, beats: true };
+    Grant { notes, line: set_permissions(&url.vhost, OPERATOR, &rights) }
 }
 
 /// Where producers publish for this worker.
@@ -163,17 +189,22 @@ fn names_of(worker: &Worker) -> Set {
 }
 
 fn set_permissions(vhost: &str, user: &str, rights: &Rights) -> String {
-    let pattern = |names: &Set| shell(&pattern(names, rights.private));
-    let patterns = [&rights.configure, &rights.write, &rights.read].map(pattern).join(" ");
+    let private = rights.private.then_some(r"amq\.gen-.*");
+    let beats = rights.beats.then_some(r"worker-gate\.beat\..*");
+    let pattern = |names: &Set, more: &[Option<&str>]| shell(&pattern(names, more.iter().flatten().copied()));
+    let patterns = [
+        pattern(&rights.configure, &[private]),
+        pattern(&rights.write, &[private]),
+        pattern(&rights.read, &[private, beats]),
+    ]
+    .join(" ");
     format!("rabbitmqctl set_permissions -p {} {} {patterns}", shell(vhost), shell(user))
 }
 
-/// A pattern that matches these names and no others, but for those of the broker's own making where there are such queues.
-fn pattern(names: &Set, with_private: bool) -> String {
+/// A pattern that matches these names, and what other patterns match, and nothing else.
+fn pattern<'a>(names: &Set, patterns: impl Iterator<Item = &'a str>) -> String {
     let mut all: Vec<String> = names.iter().map(|name| escaped(name)).collect();
-    if with_private {
-        all.push(r"amq\.gen-.*".to_owned());
-    }
+    all.extend(patterns.map(str::to_owned));
     if all.is_empty() { "^$".to_owned() } else { format!("^({})$", all.join("|")) }
 }
 
@@ -200,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_name_is_matched_as_it_is_and_nothing_that_is_like_it() {
-        let pattern = pattern(&Set::from(["a.b+c".to_owned(), "$x".to_owned()]), false);
+        let pattern = pattern(&Set::from(["a.b+c".to_owned(), "$x".to_owned()]), std::iter::empty());
         assert_eq!(pattern, r"^(\$x|a\.b\+c)$");
         let regex = regex::Regex::new(&pattern).unwrap();
         assert!(regex.is_match("a.b+c") && regex.is_match("$x"));
@@ -209,7 +240,7 @@ mod tests {
 
     #[test]
     fn no_names_are_no_rights() {
-        assert_eq!(pattern(&Set::new(), false), "^$");
+        assert_eq!(pattern(&Set::new(), std::iter::empty()), "^$");
     }
 
     #[test]

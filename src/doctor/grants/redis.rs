@@ -7,14 +7,15 @@
 
 use std::fmt::Write as _;
 
-use super::{Grant, PASSWORD, PRODUCER, gate_user, worker_user};
+use super::{Grant, OPERATOR, PASSWORD, PRODUCER, gate_user, worker_user};
 use crate::{
+    control::{EXCHANGE, redis::ANSWERS},
     edge::{
         celery::{self, EVENTS, PIDBOX, REPLIES},
         redis::keys,
     },
     redis::envelope::fanout_channel,
-    report::outbox::stream,
+    report::outbox::{gates, stream},
     settings::{Broker, EdgeKind, Feed, FeedIntake, Settings, Worker, broker_url::RedisUrl},
 };
 
@@ -32,7 +33,10 @@ const CONSUME: &str = "+brpop +rpop +rpush +hset +hget +hdel +zadd +zrem +zrange
 const GATE: &str = "+ping +select +info +role +client|setname +client|tracking +client|list +evalsha +script|load \
                     +get +set +del +incr +pexpire +pttl +llen +lindex +lmove +lpush +lrange +rename +rpop +sadd +srem +smembers +scard \
                     +multi +exec +publish +subscribe +psubscribe +unsubscribe +punsubscribe \
-                    +xadd +xlen +xrange +xrevrange +xread +time +scan";
+                    +xadd +xlen +xrange +xrevrange +xread +time +scan +hset +hgetall +hdel";
+/// What `status`, `hold`, `release`, `recheck` and `events` do.
+const OPERATE: &str = "+ping +select +info +role +client|setname +publish +subscribe +psubscribe +unsubscribe +punsubscribe \
+                       +rpop +del +hgetall +hdel +xlen +xrange +xrevrange +xread +xreadgroup +xgroup +xack +time";
 
 pub(super) fn grants(settings: &Settings, url: Option<&RedisUrl>) -> (Vec<String>, Vec<Grant>) {
     let names = Names { broker: &settings.broker, db: url.map_or(0, |url| url.db) };
@@ -43,6 +47,7 @@ pub(super) fn grants(settings: &Settings, url: Option<&RedisUrl>) -> (Vec<String
     let mut grants: Vec<_> = fed(settings).map(|(worker, feed)| of_worker(&names, worker, feed)).collect();
     grants.push(of_producer(&names, settings));
     grants.push(of_gate(&names, settings, url));
+    grants.push(of_operator(&names, settings));
     (head, grants)
 }
 
@@ -155,8 +160,27 @@ fn of_gate(names: &Names<'_>, settings: &Settings, url: Option<&RedisUrl>) -> Gr
     let events = &settings.events.exchange;
     rules.extend([names.channel(PIDBOX, ""), names.channel(EVENTS, "worker.*")]);
     rules.extend([names.channel(events, ""), names.channel(events, "*")]);
+    rules.push(format!("~{}", glob(&gates(&names.broker.global_keyprefix))));
+    rules.extend([names.channel(EXCHANGE, ""), names.channel(ANSWERS, "*")]);
     let notes = vec!["The gate: everything of its edges, its facts, and questions to Celery's workers.".to_owned()];
     Grant { notes, line: set_user(&gate_user(url.and_then(|url| url.user.as_deref())), rules) }
+}
+
+/// Whoever runs `status`, `hold`, `release`, `recheck` and `events` from another host than a gate's.
+fn of_operator(names: &Names<'_>, settings: &Settings) -> Grant {
+    let (prefix, events) = (&names.broker.global_keyprefix, &settings.events.exchange);
+    let mut rules = words(&[OPERATE]);
+    rules.push(format!("~{}worker-gate.answers.doctor.*", glob(prefix)));
+    rules.push(format!("~{}", glob(&gates(prefix))));
+    rules.push(format!("~{}", glob(&stream(prefix, events))));
+    rules.extend([names.channel(EXCHANGE, ""), names.channel(ANSWERS, "*")]);
+    rules.extend([names.channel(PIDBOX, ""), names.channel(EVENTS, "worker.*")]);
+    let notes = vec![
+        "Operators: worker-gate status, hold, release, recheck and events. Redis does not say who has sent a request; with \
+         control.key_file only those are heard who have the key."
+            .to_owned(),
+    ];
+    Grant { notes, line: set_user(OPERATOR, rules) }
 }
 
 fn words(lists: &[&str]) -> Vec<String> {

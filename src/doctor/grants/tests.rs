@@ -75,12 +75,32 @@ fn the_gate_has_all_that_is_its_own() {
         "worker-gate.owner.codex-0@host-1",
         "worker-gate.health",
         "worker-gate.control",
+        "worker-gate.roll-call",
+        "worker-gate.roll",
+        "worker-gate.gate.host-1",
+        "worker-gate.beat.host-1",
         "reply.celery.pidbox",
         "amq.gen-JzTY20BRgKO-HjmUJj0wLg",
     ] {
         assert!(configure.is_match(own) && write.is_match(own) && read.is_match(own), "{own}");
     }
     assert!(write.is_match("amq.default") && !write.is_match("worker-gate.edge.codex-1@host-1"));
+}
+
+#[test]
+fn an_operator_asks_gates_and_reaches_no_message_of_anybodys() {
+    let text = printed("url = \"amqp://gate:hunter2@h/v\"", ROUTE);
+    let operator = lines(&text)[3];
+    assert!(operator.contains(" 'operator' "), "{operator}");
+    let [configure, write, read] = patterns(operator);
+    assert!(write.is_match("worker-gate.control") && write.is_match("worker-gate.roll-call"));
+    assert!(read.is_match("worker-gate.beat.host-7") && read.is_match("worker-gate.health"));
+    for other in ["codex", "codex.0", "codex.0.held", "worker-gate.edge.codex-0@host-1", "amq.default"] {
+        assert!(!configure.is_match(other) && !write.is_match(other) && !read.is_match(other), "{other}");
+    }
+    let text = printed("url = \"redis://gate:hunter2@h/5\"", FEED);
+    let operator: Vec<&str> = lines(&text)[3].split(' ').collect();
+    assert!(operator.contains(&"&/5.worker-gate.control") && !operator.contains(&"+evalsha"), "{operator:?}");
 }
 
 #[test]
@@ -91,7 +111,7 @@ fn no_password_is_printed_and_the_guest_is_not_asked_to_be_the_gate() {
         ("url = \"redis://gate:hunter2@h/0\"", FEED),
     ] {
         let text = printed(broker, workers);
-        assert!(!text.contains("hunter2") && lines(&text).len() == 3, "{text}");
+        assert!(!text.contains("hunter2") && lines(&text).len() == 4, "{text}");
     }
     assert!(printed("url = \"amqp://h//\"", ROUTE).contains("'gate'"));
 }

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{FutureExt, future::select_all};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{census::Consumed, remote::Remote};
+use super::{consumed::Consumed, remote::Remote};
 use crate::{
     amqp::{self, Link},
     edge::{fault::Fault, links::Connect},

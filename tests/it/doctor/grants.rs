@@ -30,6 +30,7 @@ use crate::support::{
 for_each_edge! {
     tasks_flow_and_wait_with_the_printed_rights_and_doctor_finds_nothing_in_them
     what_goes_round_the_gate_is_refused_with_the_printed_rights
+    an_operator_looks_and_commands_with_the_printed_rights
     rights_that_are_wider_are_found
     the_rights_are_printed_without_a_broker_and_without_a_password
 }
@@ -177,6 +178,38 @@ fn tasks_flow_and_wait_with_the_printed_rights_and_doctor_finds_nothing_in_them(
         let log = worker.log();
         assert!(!log.contains("ACCESS_REFUSED") && !log.contains("NOPERM") && !log.contains("Traceback"), "{log}");
     }
+}
+
+fn an_operator_looks_and_commands_with_the_printed_rights(kind: Kind) {
+    let granted = Granted::new(kind);
+    let field = &granted.field;
+    let gate = field.host(0).start(&granted.settings);
+    field.wait_until_both_are(&gate, "admitted");
+    let app = granted.app(&granted.worker_url(0));
+    let mut worker = app.start_worker(&field.lane(0), &field.name(0), &ONE_AT_A_TIME);
+    worker.wait_until_ready();
+    let operator = field.settings_with(&granted.url("operator"));
+    let run = |args: &[&str]| {
+        let output = field.host(0).command(&operator, args);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, err) = run(&["status", "--json", "--worker", &field.name(0)]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("\"worker_seen\":true") && err.is_empty(), "{out}{err}");
+    let (code, out, err) = run(&["hold", &field.name(0), "--reason", "by an operator"]);
+    assert_eq!(code, 0, "{out}{err}");
+    gate.wait_for_edge(SOON, &field.name(0), "shut");
+    let (code, out, err) = run(&["release", &field.name(0)]);
+    assert_eq!(code, 0, "{out}{err}");
+    gate.wait_for_edge(SOON, &field.name(0), "open");
+    let mut events = field.host(0).start_command(&operator, &["events", "--json"]);
+    events.wait_for_output(SOON, "gate-heartbeat");
+    gate.kill();
+    until(LONG, "the gate that was killed is shown as silent", || {
+        let (code, out, _) = run(&["status", "--json"]);
+        code == 1 && out.contains("gate_silent")
+    });
 }
 
 fn what_goes_round_the_gate_is_refused_with_the_printed_rights(kind: Kind) {

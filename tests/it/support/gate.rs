@@ -274,6 +274,11 @@ impl Drop for Gate {
 }
 
 impl Gate {
+    /// Where it answers.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.listen)
+    }
+
     pub(crate) fn pid(&self) -> nix::unistd::Pid {
         self.process.pid()
     }
@@ -350,12 +355,18 @@ impl Gate {
 
     /// The status of a GET from its own listener; `None` if nobody answers.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
+        self.get_as(path, "*/*")
+    }
+
+    /// The same for somebody who can read this.
+    pub(crate) fn get_as(&self, path: &str, accept: &str) -> Option<(u16, String)> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(5)))
             .build()
             .into();
-        let mut response = agent.get(format!("http://127.0.0.1:{}{path}", self.listen)).call().ok()?;
+        let request = agent.get(format!("http://{}{path}", self.address())).header("Accept", accept);
+        let mut response = request.call().ok()?;
         Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
     }
 

@@ -95,7 +95,9 @@ impl Redis {
     #[track_caller]
     pub(crate) fn cluster() -> Self {
         // A cluster has the one database only.
-        let server = Self::started(Scratch::new("redis"), &["--cluster-enabled", "yes"], 0);
+        // Its second port is ten thousand above the first, if nothing is said, and there the kernel has ports to give away.
+        let bus = free_port().to_string();
+        let server = Self::started(Scratch::new("redis"), &["--cluster-enabled", "yes", "--cluster-port", &bus], 0);
         let () = server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
         until(READY_WITHIN, "the cluster has settled", || {
             server.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok")

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     edge::{
         fault::{Fault, within},
-        rabbitmq::{census::Consuming, links::Links},
+        rabbitmq::{consumed::Consuming, links::Links},
     },
     failpoint::{self, Point},
 };
