@@ -6,13 +6,15 @@ use lapin::types::FieldTable;
 
 use super::{
     EXCHANGE, SOON,
-    hook::url,
+    hook::{Answer, Hook, url},
     stage::{Kind, Stage, event, event_at, now, on_both_brokers, seqs, shown},
 };
 use crate::support::{
     process::free_port,
     proxy::Proxy,
-    wait::{throughout, until},
+    rabbitmq::Broker,
+    vhost::Vhost,
+    wait::{LONG, throughout, until},
 };
 
 const NAMED: [&str; 3] = ["--json", "--durable", "tests"];
@@ -116,6 +118,29 @@ fn a_second_subscriber_of_a_name_waits_for_the_first_to_go() {
     first.kill();
     stage.publish([event("worker-held", 6)]);
     until(SOON, "the second goes on", || seqs(&second.output()).contains(&6));
+}
+
+#[test]
+fn a_delivery_may_take_longer_than_rabbitmq_waits_for_an_acknowledgement() {
+    let broker = Broker::fresh();
+    for setting in ["consumer_timeout, 3000", "channel_tick_interval, 1000"] {
+        broker.ctl(&["eval", &format!("application:set_env(rabbit, {setting}).")]);
+    }
+    let stage = Stage::on(Vhost::on(broker));
+    let port = free_port();
+    let mut program = stage.subscribe(&["--durable", "tests", "--webhook", &url(port, "/")]);
+    stage.publish((1..=3).map(|seq| event("worker-held", seq)));
+    program.wait_for_output(SOON, "(seq 1 of gate g) waits");
+    let Kind::RabbitMq(vhost) = &stage.broker else { unreachable!() };
+    vhost.wait_for_messages(LONG, "tests", 3);
+    let hook = Hook::at(port, |_| Answer::Status(200));
+    until(LONG, "all were taken", || hook.taken().len() >= 3);
+    program.wait_for_output(SOON, "the link was lost");
+    until(SOON, "it is back", || program.output().matches("subscribed to").count() == 2);
+    stage.publish([event("worker-held", 4)]);
+    until(LONG, "the next was taken", || hook.taken().len() >= 4);
+    assert_eq!(hook.seqs(), [1, 2, 3, 4], "each once");
+    assert!(!program.output().contains("missed"), "{}", program.output());
 }
 
 #[test]

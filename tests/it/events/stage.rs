@@ -56,7 +56,11 @@ pub(super) enum Kind {
 
 impl Stage {
     pub(super) fn rabbitmq() -> Self {
-        let vhost = vhost();
+        Self::on(vhost())
+    }
+
+    /// The same on a node of its own.
+    pub(super) fn on(vhost: Vhost) -> Self {
         // Somebody else's queue, so that the exchange is there and what is published counts as routed.
         vhost.declare_exchange(EXCHANGE, "fanout", None);
         vhost.declare_queue("bystander");
