@@ -65,11 +65,11 @@ pub(super) fn suspect(name: &str, evidence: &CheckEvidence, intake: &str, suspic
 
 pub(super) fn held(worker: &WorkerName, hold: &Hold) -> Reason {
     let Hold { by, reason, since, until } = hold;
-    let until = until.map_or_else(|| "until it is released".to_owned(), |until| format!("until {until}"));
+    let until = until.map_or_else(|| "until it is released".to_owned(), |until| format!("until {until:.0}"));
     let why = if reason.is_empty() { "no reason given" } else { reason };
     Reason::new(
         Code::OperatorHold,
-        format!("held by {by} since {since} {until}: {why}"),
+        format!("held by {by} since {since:.0} {until}: {why}"),
         format!("worker-gate release {worker}"),
     )
 }
@@ -137,7 +137,7 @@ pub(super) fn flapping(readmission: &Readmission) -> Reason {
         Code::Flapping,
         format!(
             "everything passed again, but this worker was quarantined {} times in a row, each time soon after it was \
-             admitted; it waits until {}",
+             admitted; it waits until {:.0}",
             readmission.quarantines, readmission.at
         ),
         "find out what keeps changing: worker-gate audit; evidence.flap_wait sets the wait",
