@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::net::UnixDatagram,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixDatagram,
+    },
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
@@ -11,7 +14,7 @@ use std::{
 };
 
 use crate::support::{
-    gate::{GATE, Gate, Host, MANAGED},
+    gate::{GATE, Gate, Host, MANAGED, NOBODY, can_be_nobody},
     process,
     proxy::{Mode, Proxy},
     scratch::Scratch,
@@ -187,9 +190,37 @@ fn the_commands_of_checks_do_not_learn_of_it() {
 }
 
 #[test]
+fn the_rights_that_the_unit_leaves_are_enough_to_check_and_to_mend_as_another_user() {
+    if !can_be_nobody() {
+        return;
+    }
+    let rights = unit().lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=").map(str::to_lowercase));
+    let left: String = rights.unwrap().split(' ').map(|right| right.replace("cap_", ",+")).collect();
+    let (vhost, host) = (vhost(), Host::new("rights"));
+    host.give_to(NOBODY);
+    fs::set_permissions(host.home(), fs::Permissions::from_mode(0o700)).unwrap();
+    let settings = host.settings(&vhost.url(), LANE);
+    let settings = settings.replace("[[workers]]\n", "[[workers]]\nrun_as = \"nobody\"\n");
+    let settings = settings.replace("[profile]\n", "[profile]\non_drift = \"repair\"\n");
+    host.set_tool("speckit", "test \"$(id -u)\" = 65534 && test -O \"$HOME\"\n");
+    let gate = host
+        .start_by(process::command_as(&["--bounding-set", &format!("-all{left}"), "--no-new-privs"], GATE), &settings);
+    gate.wait_until(SOON, LANE, "admitted");
+    // In place: by a rename the file would be root's.
+    fs::write(host.profile(), "approval_policy = \"on-request\"\n").unwrap();
+    until(SOON, "it is mended", || fs::read_to_string(host.profile()).unwrap().contains("never"));
+    gate.wait_until(SOON, LANE, "admitted");
+    assert_eq!(fs::metadata(host.profile()).unwrap().uid(), NOBODY);
+    assert!(gate.stop().success());
+}
+
+fn unit() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd/worker-gate.service")).unwrap()
+}
+
+#[test]
 fn systemd_finds_nothing_wrong_with_the_unit() {
-    let unit =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd/worker-gate.service")).unwrap();
+    let unit = unit();
     for line in ["Type=notify", "Restart=always", "ExecReload=/bin/kill -HUP $MAINPID"] {
         assert!(unit.lines().any(|one| one == line), "no {line}");
     }

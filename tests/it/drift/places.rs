@@ -2,32 +2,12 @@
 
 use std::{process::Command, time::Instant};
 
-use nix::unistd::Uid;
-
 use super::{LANE, NEVER, ON_REQUEST, SOON, Stage, changed};
 use crate::support::{
-    gate::{GATE, Host},
+    gate::{GATE, Host, NOBODY, can_be_nobody},
     process,
     vhost::vhost,
 };
-
-/// Debian's nobody and nogroup.
-const NOBODY: u32 = 65_534;
-
-/// Whether this test can act as another user; says so if not.
-fn can_be_nobody() -> bool {
-    if !Uid::effective().is_root() {
-        println!("skipped: only root can act as another user");
-        return false;
-    }
-    let found =
-        process::command_as(&["--reuid", "nobody", "--clear-groups"], "/usr/bin/test").args(["-x", GATE]).status();
-    if !found.unwrap().success() {
-        println!("skipped: nobody gets through to {GATE}; make its folders' mode 755");
-        return false;
-    }
-    true
-}
 
 #[test]
 fn what_the_gate_cannot_read_is_drift() {

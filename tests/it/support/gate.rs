@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Uid};
 use serde_json::Value;
 
 use super::{
@@ -30,6 +30,24 @@ const SPECKIT: &str = "echo 'Usage: specify [OPTIONS] COMMAND [ARGS]...'\n";
 
 /// What `approval_policy` must be, and something that is none of the gate's business.
 pub(crate) const MANAGED: &str = "# mine\nmodel = \"o5\"\napproval_policy = \"never\"\n";
+
+/// Debian's nobody and nogroup.
+pub(crate) const NOBODY: u32 = 65_534;
+
+/// Whether this test can act as another user; says so if not.
+pub(crate) fn can_be_nobody() -> bool {
+    if !Uid::effective().is_root() {
+        println!("skipped: only root can act as another user");
+        return false;
+    }
+    let found =
+        process::command_as(&["--reuid", "nobody", "--clear-groups"], "/usr/bin/test").args(["-x", GATE]).status();
+    if !found.unwrap().success() {
+        println!("skipped: nobody gets through to {GATE}; make its folders' mode 755");
+        return false;
+    }
+    true
+}
 
 /// A folder that stands for one host.
 pub(crate) struct Host {
