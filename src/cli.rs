@@ -18,6 +18,7 @@ mod doctor;
 pub mod events;
 pub mod exit;
 mod fleet;
+pub mod image;
 mod line;
 mod log;
 pub mod order;
@@ -102,6 +103,9 @@ pub enum Command {
     /// Give what is held for a worker that is gone for good to another one, in order and counted; 1 if the worker is not gone,
     /// or something is left
     Rehome(rehome::RehomeArgs),
+    /// The image manifest: record it when an image is built, and verify it before the image is tagged
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// The settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -276,6 +280,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Doctor(args) if args.grants => doctor::grants(context),
         Command::Doctor(args) => runtime()?.block_on(doctor::doctor(context, &args)),
         Command::Rehome(args) => runtime()?.block_on(rehome::rehome(context, args)),
+        Command::Image(command) => runtime()?.block_on(image::run(context, command)),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => completions::run(shell),
     }

@@ -20,7 +20,8 @@
 //! rest are rooms of their own: [`probe`] runs checks as the worker's user and knows what their tools are made of, [`watch`]
 //! tells when a file changes, [`profile`] reads and merges the managed config, [`settings`] reads and checks the settings,
 //! [`report`] tells what happened, [`control`] is how gates are asked over the broker, [`cli`] is the command line, [`doctor`]
-//! looks for ways round the gate, [`amqp`] and [`redis`] make connections.
+//! looks for ways round the gate, [`image`] records and verifies what
+//! an image is made of, [`amqp`] and [`redis`] make connections.
 //!
 //! # What is absent
 //!
@@ -37,11 +38,13 @@ pub mod clock;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
+mod durable;
 pub mod edge;
 pub mod failpoint;
 pub mod glob;
 mod hash;
 pub mod identity;
+pub mod image;
 pub mod model;
 pub mod probe;
 pub mod profile;

@@ -16,7 +16,7 @@ pub mod signature;
 mod spawner;
 mod status;
 pub mod toolchain;
-mod version;
+pub(crate) mod version;
 
 pub use command::Runner;
 pub use profile::probes;

@@ -8,6 +8,7 @@ pub mod broker_url;
 pub(crate) mod duration;
 mod layer;
 pub mod load;
+mod package;
 mod path;
 mod problem;
 mod raw;
@@ -20,6 +21,7 @@ mod validate;
 
 pub use broker_url::BrokerUrl;
 pub use load::{Loaded, Source, load};
+pub use package::Package;
 pub use problem::{Place, Problem, Problems};
 pub use show::ShownValue;
 
@@ -188,6 +190,14 @@ pub struct Image {
     pub manifest: PathBuf,
     /// Whether admission depends on it.
     pub required: bool,
+    /// Tags of base images that may be built on; `*` and `?` stand for any letters.
+    pub approved_base_images: Vec<String>,
+    /// Where the versions of the check `codex_cli`'s tool are published.
+    pub codex_cli_package: Package,
+    /// The same for `spec_kit`.
+    pub spec_kit_package: Package,
+    /// Commands that an image must be able to run before it is verified; none is empty.
+    pub smoke: Vec<Vec<String>>,
 }
 
 /// One worker.

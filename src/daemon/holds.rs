@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +13,7 @@ use tokio::{
 
 use crate::{
     control::Done,
+    durable,
     model::{By, Hold, Now, WorkerName, order::Outcome},
 };
 
@@ -75,16 +75,10 @@ pub(super) async fn keep(state_dir: PathBuf, mut saves: mpsc::Receiver<Save>) {
     }
 }
 
-/// Temporary file, fsync, rename: after a power cut it is the old text or the new one.
 fn write(state_dir: &Path, holds: &Holds) -> io::Result<()> {
-    let (path, new) = (state_dir.join(FILE_NAME), state_dir.join("holds.json.new"));
     let holds: BTreeMap<_, _> = holds.iter().map(|(worker, hold)| (worker.as_str(), hold)).collect();
-    let mut file = File::create(&new)?;
-    file.write_all(serde_json::to_string_pretty(&holds)?.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&new, &path)?;
-    File::open(state_dir)?.sync_all()
+    let text = serde_json::to_string_pretty(&holds)? + "\n";
+    durable::replace(&state_dir.join(FILE_NAME), text.as_bytes(), 0o640)
 }
 
 #[cfg(test)]

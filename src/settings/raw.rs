@@ -122,6 +122,10 @@ pub(super) enum OnDrift {
 pub(super) struct Image {
     pub(super) manifest: String,
     pub(super) required: bool,
+    pub(super) approved_base_images: Vec<String>,
+    pub(super) codex_cli_package: String,
+    pub(super) spec_kit_package: String,
+    pub(super) smoke: Vec<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]

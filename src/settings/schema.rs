@@ -102,7 +102,14 @@ static PROFILE: &[Field] = &[
     field("on_drift", Kind::OneOf(&["report", "repair"])),
 ];
 
-static IMAGE: &[Field] = &[field("manifest", Kind::Text), field("required", Kind::Bool)];
+static IMAGE: &[Field] = &[
+    field("manifest", Kind::Text),
+    field("required", Kind::Bool),
+    field("approved_base_images", Kind::List(&Kind::Text)),
+    field("codex_cli_package", Kind::Text),
+    field("spec_kit_package", Kind::Text),
+    field("smoke", Kind::List(&Kind::List(&Kind::Text))),
+];
 
 static WORKER: &[Field] = &[
     field("name", Kind::Text),

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Broker, BrokerUrl, Control, Events, Fleet, Gate, Image, Settings, Tls,
+    Broker, BrokerUrl, Control, Events, Fleet, Gate, Image, Package, Settings, Tls,
     broker_url::parse_list,
     path::Path,
     problem::{Findings, Places, quote},
@@ -40,7 +40,7 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
         fleet,
         checks: checks?,
         profile,
-        image,
+        image: image?,
         workers: workers?,
     })
 }
@@ -194,11 +194,32 @@ fn percentage(text: &str) -> Option<u8> {
     if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
-fn image(raw: raw::Image, look: &mut Look<'_>) -> Image {
+fn image(raw: raw::Image, look: &mut Look<'_>) -> Option<Image> {
     let path = Path::of(["image", "manifest"]);
     if raw.required && raw.manifest.is_empty() {
         let remedy = "name it, such as \"/etc/worker-gate/image.json\", or set image.required to false";
         look.wrong([&path, &Path::of(["image", "required"])], "a manifest is required and not named", remedy);
     }
-    Image { manifest: PathBuf::from(raw.manifest), required: raw.required }
+    let mut package = |name: &str, text: &str| {
+        let package = Package::parse(text);
+        if package.is_none() {
+            let what = format!("{} names no package", quote(text));
+            look.wrong([&Path::of(["image", name])], what, "write npm:NAME or pypi:NAME");
+        }
+        package
+    };
+    let codex_cli = package("codex_cli_package", &raw.codex_cli_package);
+    let spec_kit = package("spec_kit_package", &raw.spec_kit_package);
+    if raw.smoke.iter().any(|command| command.first().is_none_or(String::is_empty)) {
+        let remedy = "write the program and its arguments, such as [\"codex\", \"--version\"]";
+        look.wrong([&Path::of(["image", "smoke"])], "a command has no program", remedy);
+    }
+    Some(Image {
+        manifest: PathBuf::from(raw.manifest),
+        required: raw.required,
+        approved_base_images: raw.approved_base_images,
+        codex_cli_package: codex_cli?,
+        spec_kit_package: spec_kit?,
+        smoke: raw.smoke,
+    })
 }

@@ -12,6 +12,7 @@ mod feed;
 mod fleet;
 mod guarantees;
 mod harness;
+mod image;
 mod intakes;
 mod metrics;
 mod quarantine;

@@ -1,9 +1,12 @@
 //! A gate that mends what has drifted, and what it does about those who keep undoing it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     time::{Duration, Instant},
 };
+
+use worker_gate::{image::Manifest, model::ImageState};
 
 use crate::support::{
     facts::Facts,
@@ -126,17 +129,42 @@ fn a_required_image_is_verified_or_nobody_works() {
     let settings = host.settings(&vhost.url(), LANE);
     let settings =
         settings.replace("[evidence]", &format!("[image]\nmanifest = {manifest:?}\nrequired = true\n\n[evidence]"));
+    let write = |state, codex: &str| {
+        let manifest_of = Manifest {
+            schema: 1,
+            state,
+            base_image: "debian:12".into(),
+            node_version: "20.1.0".into(),
+            codex_cli_version: codex.into(),
+            spec_kit_version: "1.2.3".into(),
+            codex_config_template_path: "/etc/codex/config.toml".into(),
+            codex_config_template_hash: String::new(),
+            install_logs: Vec::new(),
+            tools: BTreeMap::new(),
+            gate_version: String::new(),
+            recorded_at: "2026-11-22T10:00:00Z".parse().unwrap(),
+            verified: None,
+        };
+        manifest_of.write(&manifest).unwrap();
+    };
     let gate = host.start(&settings);
     let reason = |code: &str| {
         until(SOON, code, || gate.wait_until(SOON, LANE, "quarantined")["reason"]["code"] == code);
     };
     reason("image_unverified");
-    fs::write(&manifest, r#"{"state": "built", "codex_cli_version": "0.169.0"}"#).unwrap();
+    write(ImageState::Built, "0.169.0");
     let is_seen = || gate.wait_until(SOON, LANE, "quarantined")["image"]["state"] == "built";
     until(SOON, "the manifest is in the record", is_seen);
-    fs::write(&manifest, r#"{"state": "verified", "codex_cli_version": "0.168.0"}"#).unwrap();
+    write(ImageState::Verified, "0.168.0");
     reason("image_mismatch");
-    fs::write(&manifest, r#"{"state": "verified", "codex_cli_version": "0.169.0"}"#).unwrap();
+    write(ImageState::Verified, "0.169.0");
+    gate.wait_for_edge(SOON, LANE, "open");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("debian:12", "debian:13")).unwrap();
+    gate.wait_for_edge(SOON, LANE, "shut");
+    let record = gate.wait_until(SOON, LANE, "quarantined");
+    assert!(record["reason"]["detail"].as_str().unwrap().contains("it was edited"), "{record}");
+    write(ImageState::Verified, "0.169.0");
     gate.wait_for_edge(SOON, LANE, "open");
     fs::remove_file(&manifest).unwrap();
     gate.wait_for_edge(SOON, LANE, "shut");

@@ -2,8 +2,8 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions},
-    io::{self, Read},
+    fs::OpenOptions,
+    io,
     os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -13,7 +13,10 @@ use std::{
 use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
-use crate::{hash::hex, probe::signature::Stamp};
+use crate::{
+    hash::{self, hex},
+    probe::signature::Stamp,
+};
 
 /// What is larger is judged by its stamp alone; no tool is.
 const LARGEST: u64 = 2 * 1024 * 1024 * 1024;
@@ -67,7 +70,7 @@ impl Hashes {
         if let Some(hash) = self.kept().get(&stamp) {
             return Ok((stamp, Some(*hash)));
         }
-        let hash = sha256(&file)?;
+        let hash = hash::digest(&file, LARGEST)?;
         // While the file may change again within the same tick, the stamp does not stand for what it says.
         let after = Stamp::from(file.metadata()?);
         if after == stamp && stamp.is_settled(SystemTime::now()) {
@@ -87,20 +90,5 @@ impl Hashes {
 
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<Stamp, [u8; 32]>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn sha256(file: &File) -> io::Result<[u8; 32]> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 256 * 1024];
-    // What grows for ever must not be read for ever.
-    let mut file = file.take(LARGEST);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hash.finalize().into()),
-            Ok(length) => hash.update(&buffer[..length]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }
