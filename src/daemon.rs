@@ -335,7 +335,8 @@ impl Daemon {
     }
 
     fn beat(&mut self, now: Now) {
-        if self.heartbeat.elapsed() >= HEARTBEAT {
+        // With the pulse that is nearest to it.
+        if self.heartbeat.elapsed() + PULSE / 2 >= HEARTBEAT {
             self.heartbeat = Instant::now();
             self.outbox.offer(Fact { audited: false, ..self.about_itself(FactKind::GateHeartbeat, now) });
         }
