@@ -289,7 +289,7 @@ fn the_rights_are_printed_without_a_broker_and_without_a_password(kind: Kind) {
     let output = field.host(0).command(&field.settings_with(nowhere), &["doctor", "--grants"]);
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && !printed.contains("hunter2"), "{printed}");
-    assert_eq!(printed.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count(), 4, "{printed}");
+    assert_eq!(printed.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count(), 5, "{printed}");
 }
 
 /// Whether RabbitMQ refuses it with 403; any other answer is none.
