@@ -78,6 +78,13 @@ pub struct Broker {
     pub tls: Tls,
 }
 
+impl Broker {
+    /// The number of the Redis database; 0 for RabbitMQ, which has none.
+    pub fn database(&self) -> u32 {
+        self.urls.first().and_then(BrokerUrl::as_redis).map_or(0, |url| url.db)
+    }
+}
+
 /// Files for TLS; each may be absent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tls {

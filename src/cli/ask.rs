@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use nix::unistd::{User, geteuid};
 
-use super::{Coded, Context, Exit, run::broker_exit};
+use super::{Coded, Context, Exit, prepare, run::broker_exit};
 use crate::{
     control::asker::{AskError, Asker},
     edge::fault::Fault,
@@ -15,9 +15,7 @@ pub(super) async fn connect(context: &Context, settings: &Settings) -> anyhow::R
     match Asker::connect(settings, me(context)).await {
         Ok(asker) => Ok(asker),
         Err(AskError::Fault(fault)) => Err(failed(&fault)),
-        Err(AskError::Key(error)) => {
-            Err(Coded::new(Exit::Settings, anyhow!("failed to {}", crate::chain::chain(&error))).into())
-        }
+        Err(AskError::Key(error)) => Err(prepare::unusable(&error)),
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 
 use super::{Coded, Context, Exit};
 use crate::{
-    control::key::Key,
+    control::key::{Key, KeyError},
     daemon::Setup,
     identity::{self, GateUser, Identity},
     probe::Runner,
@@ -23,9 +23,14 @@ pub(super) fn setup(context: &Context) -> anyhow::Result<Setup> {
     Ok(Setup { settings, identities, runner, file, key })
 }
 
+/// Requests cannot be signed, or their signatures not be looked at.
+pub(super) fn unusable(error: &KeyError) -> anyhow::Error {
+    Coded::new(Exit::Settings, anyhow!("failed to {}", crate::chain::chain(error))).into()
+}
+
 fn key(settings: &Settings) -> anyhow::Result<Option<Key>> {
     let key = settings.control.key_file.as_deref().map(Key::read).transpose();
-    key.map_err(|error| Coded::new(Exit::Settings, anyhow!("failed to {}", crate::chain::chain(&error))).into())
+    key.map_err(|error| unusable(&error))
 }
 
 /// Settings, and everybody whom they name.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     edge::fault::Fault,
     redis::{self, Link, Pushes, envelope, envelope::fanout_channel},
-    settings::{Broker, BrokerUrl},
+    settings::Broker,
 };
 
 /// As on RabbitMQ: a hundred are taken in a second, and a hundred may wait.
@@ -67,7 +67,7 @@ async fn answer_all(broker: &Broker, desk: &mut Desk, told: &mut bool) -> Result
     let (link, pushes) = redis::connect(broker, &format!("worker-gate {} control", desk.gate())).await?;
     let (prefix, db) = place(broker);
     let subscribed = link.connection().subscribe(fanout_channel(prefix, db, EXCHANGE, "")).await;
-    subscribed.map_err(|error| failed("hear requests to all gates", error))?;
+    subscribed.map_err(failed("hear requests to all gates"))?;
     *told = false;
     let (letters, mut waiting) = mpsc::channel(QUEUE);
     tokio::select! {
@@ -132,10 +132,10 @@ pub(crate) fn published(push: &PushInfo) -> Option<&[u8]> {
 
 /// The prefix and the database, which are part of a channel's name.
 pub(crate) fn place(broker: &Broker) -> (&str, u32) {
-    let db = broker.urls.first().and_then(BrokerUrl::as_redis).map_or(0, |url| url.db);
-    (&broker.global_keyprefix, db)
+    (&broker.global_keyprefix, broker.database())
 }
 
-pub(crate) fn failed(doing: &str, error: ::redis::RedisError) -> Fault {
-    Fault::Redis { doing: doing.to_owned(), error: Box::new(error) }
+/// What Redis said while `doing`.
+pub(crate) fn failed(doing: &str) -> impl Fn(::redis::RedisError) -> Fault {
+    move |error| Fault::Redis { doing: doing.to_owned(), error: Box::new(error) }
 }

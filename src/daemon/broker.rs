@@ -66,9 +66,9 @@ impl Broker {
                 });
                 Self::RabbitMq { links, url, _state: state }
             }
-            url => {
+            Some(BrokerUrl::Redis(_)) | None => {
                 let (state, links) = keep(settings, parts);
-                let (mut up, db) = (links.clone(), url.and_then(BrokerUrl::as_redis).map_or(0, |url| url.db));
+                let (mut up, db) = (links.clone(), settings.broker.database());
                 let prefix = settings.broker.global_keyprefix.clone();
                 parts.spawn("the events' outlet".to_owned(), async move {
                     loop {

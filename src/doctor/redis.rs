@@ -15,12 +15,13 @@ use super::{
     told::{self, Question, Workers},
 };
 use crate::{
+    control::redis::{failed, place},
     edge::{
         celery::{self, EVENTS, PIDBOX, TICKET},
         fault::Fault,
     },
     redis::{self, Pushes, envelope},
-    settings::{BrokerUrl, Settings},
+    settings::Settings,
 };
 
 mod leftover;
@@ -37,8 +38,7 @@ pub(super) async fn look(
 ) -> Result<Seen, DoctorError> {
     let (link, mut published) = redis::connect(&settings.broker, "worker-gate doctor").await?;
     let mut connection = link.connection();
-    let prefix = &settings.broker.global_keyprefix;
-    let db = settings.broker.urls.first().and_then(BrokerUrl::as_redis).map_or(0, |url| url.db);
+    let (prefix, db) = place(&settings.broker);
     let mut seen = Seen::default();
     let beats = format!("{}*", envelope::fanout_channel(prefix, db, EVENTS, "worker."));
     // Whoever may not listen knows nothing of heartbeats.
@@ -84,10 +84,6 @@ async fn waiting_clients(connection: &mut MultiplexedConnection, db: u32) -> Res
         words.clone().any(|word| word == db) && words.any(|word| matches!(word, "cmd=brpop" | "cmd=BRPOP"))
     };
     Ok(list.lines().filter(is_waiting).count())
-}
-
-fn failed(doing: &str) -> impl Fn(::redis::RedisError) -> Fault {
-    move |error| Fault::Redis { doing: doing.to_owned(), error: Box::new(error) }
 }
 
 /// Asks all of Celery's workers everything at once.

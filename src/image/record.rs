@@ -16,9 +16,6 @@ use crate::{
 /// For `--version`; a first start of Node.js on a cold disk takes seconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// No tool is larger.
-const LARGEST: u64 = 2 * 1024 * 1024 * 1024;
-
 /// Node.js, as its program is called.
 pub(super) const NODE: &str = "node";
 /// The checks whose tools a manifest is about.
@@ -129,7 +126,7 @@ pub(super) async fn ask(identity: &Identity, runner: &Runner, program: &str, now
 pub(super) fn files(identity: &Identity, program: &str) -> BTreeMap<String, String> {
     let hashed = |path: &Path| {
         let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|found| found.is_file()))?;
-        Some(hex(&digest(&file, LARGEST).ok()?))
+        Some(hex(&digest(&file, toolchain::LARGEST).ok()?))
     };
     let chain = toolchain::chain(identity, program);
     chain.iter().filter_map(|path| Some((path.display().to_string(), hashed(path)?))).collect()

@@ -22,6 +22,7 @@ mod npm;
 mod python;
 
 pub use fingerprint::Hashes;
+pub(crate) use fingerprint::LARGEST;
 
 /// As many symlinks as the kernel follows in one path.
 const MAX_LINKS: usize = 40;

@@ -48,7 +48,7 @@ impl Asker {
         let (prefix, db) = place(broker);
         let me = uuid::Uuid::new_v4().simple().to_string();
         let subscribed = link.connection().subscribe(fanout_channel(prefix, db, ANSWERS, &me)).await;
-        subscribed.map_err(|error| failed("listen for answers", error))?;
+        subscribed.map_err(failed("listen for answers"))?;
         let (beats, heard) = (HashMap::new(), VecDeque::new());
         Ok(Self { link, pushes, prefix: prefix.to_owned(), db, me, pinged: false, beats, heard })
     }
@@ -60,7 +60,7 @@ impl Asker {
             headers.insert(SIGNATURE.to_owned(), signature.into());
         }
         let message = envelope::wrap(&String::from_utf8_lossy(body), &headers, EXCHANGE, "");
-        self.publish(EXCHANGE, &message).await.map_err(|error| failed("ask all gates", error))
+        self.publish(EXCHANGE, &message).await.map_err(failed("ask all gates"))
     }
 
     async fn publish(&self, exchange: &str, message: &str) -> Result<(), ::redis::RedisError> {
@@ -75,7 +75,7 @@ impl Asker {
         let said: HashMap<String, Vec<u8>> = match cmd("HGETALL").arg(&key).query_async(&mut connection).await {
             Ok(said) => said,
             Err(error) if error.kind() == ::redis::ErrorKind::Server(::redis::ServerErrorKind::NoPerm) => return Ok(()),
-            Err(error) => return Err(failed("call the roll of gates", error)),
+            Err(error) => return Err(failed("call the roll of gates")(error)),
         };
         let now = Timestamp::now();
         for (gate, said) in said {
@@ -106,7 +106,7 @@ impl Asker {
     pub(super) async fn hear_facts(&mut self, exchange: &str) -> Result<(), Fault> {
         let channels: Vec<_> = FACTS.iter().map(|key| fanout_channel(&self.prefix, self.db, exchange, key)).collect();
         let subscribed = self.link.connection().subscribe(channels).await;
-        subscribed.map_err(|error| failed("listen to other gates", error))
+        subscribed.map_err(failed("listen to other gates"))
     }
 
     /// Where workers answer, without the prefix, which they put before it themselves. `doctor` has such a list, too, and the

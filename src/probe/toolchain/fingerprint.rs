@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What is larger is judged by its stamp alone; no tool is.
-const LARGEST: u64 = 2 * 1024 * 1024 * 1024;
+pub(crate) const LARGEST: u64 = 2 * 1024 * 1024 * 1024;
 /// Hashes that are kept. A tool has some twenty files; what is replaced leaves its old hash behind until then.
 const MAX_KEPT: usize = 4096;
 
