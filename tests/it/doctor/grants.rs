@@ -206,9 +206,9 @@ fn an_operator_looks_and_commands_with_the_printed_rights(kind: Kind) {
     let mut events = field.host(0).start_command(&operator, &["events", "--json"]);
     events.wait_for_output(SOON, "gate-heartbeat");
     gate.kill();
-    until(LONG, "the gate that was killed is shown as silent", || {
+    until(LONG, "the gate that was killed is shown as silent, and its ways as shut", || {
         let (code, out, _) = run(&["status", "--json"]);
-        code == 1 && out.contains("gate_silent")
+        code == 1 && out.contains("gate_silent") && out.contains("\"edge\":\"shut\"")
     });
 }
 
