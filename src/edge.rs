@@ -23,6 +23,7 @@ pub mod rabbitmq;
 mod recycle;
 pub mod redis;
 pub mod rehome;
+mod task_events;
 
 use fault::Fault;
 use links::{Connect, LinkState};

@@ -258,6 +258,7 @@ mod tests {
             }),
             queue_arguments: toml::Table::new(),
             on_quarantine: OnQuarantine::Drain,
+            task_events: false,
         }
     }
 

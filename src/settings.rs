@@ -222,6 +222,8 @@ pub struct Worker {
     pub queue_arguments: toml::Table,
     /// What happens to what the worker already has.
     pub on_quarantine: OnQuarantine,
+    /// Whether its task events are kept for a while, so that tasks that have ended can be named.
+    pub task_events: bool,
 }
 
 /// As whom checks run. Two workers with equal values share one identity.

@@ -159,6 +159,9 @@ fn of_gate(names: &Names<'_>, settings: &Settings, url: Option<&RedisUrl>) -> Gr
     rules.push(format!("~{}", glob(&stream(&names.broker.global_keyprefix, &settings.events.exchange))));
     let events = &settings.events.exchange;
     rules.extend([names.channel(PIDBOX, ""), names.channel(EVENTS, "worker.*")]);
+    if settings.workers.iter().any(|worker| worker.task_events) {
+        rules.push(names.channel(EVENTS, "task.*"));
+    }
     rules.extend([names.channel(events, ""), names.channel(events, "*")]);
     rules.push(format!("~{}", glob(&gates(&names.broker.global_keyprefix))));
     rules.extend([names.channel(EXCHANGE, ""), names.channel(ANSWERS, "*")]);
