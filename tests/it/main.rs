@@ -20,5 +20,6 @@ mod refusals;
 mod rehome;
 mod reload;
 mod repair;
+mod stack;
 mod support;
 mod systemd;
