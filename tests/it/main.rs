@@ -21,5 +21,6 @@ mod refusals;
 mod rehome;
 mod reload;
 mod repair;
+mod stack;
 mod support;
 mod systemd;
