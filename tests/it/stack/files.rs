@@ -113,8 +113,8 @@ impl Service {
         let ports = self.0["ports"].as_array().into_iter().flatten();
         ports
             .map(|port| match port.as_str() {
-                Some(short) => short.rsplit_once(':').unwrap().0.to_owned(),
-                None => format!("{}:{}", port["host_ip"].as_str().unwrap(), text_of(&port["published"])),
+                Some(short) => short.rsplit_once(':').map_or(short, |(address, _)| address).to_owned(),
+                None => format!("{}:{}", port["host_ip"].as_str().unwrap_or_default(), text_of(&port["published"])),
             })
             .collect()
     }

@@ -26,6 +26,8 @@ const FILES: [&str; 3] =
 /// The first that has sidecars, and the latest whose schemas the validator has.
 const VERSIONS: [&str; 2] = ["1.29", "1.37"];
 const SETTINGS: &str = "/etc/worker-gate/settings";
+/// As README has it, behind `kubectl exec`.
+const STATUS: &str = "worker-gate status --config /etc/worker-gate/settings/worker-gate.toml --set \"$WORKER\"";
 
 #[track_caller]
 fn validate(version: &str, files: &[&str]) -> (bool, String) {
@@ -106,7 +108,7 @@ impl Pod {
         // As fsGroup leaves the volumes: root's, and the group's.
         for folder in [&pod.home, &pod.state] {
             fs::create_dir(folder).unwrap();
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o2777)).unwrap();
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o2775)).unwrap();
             if Uid::effective().is_root() {
                 chown(folder, None, Some(NOBODY.into())).unwrap();
             }
@@ -135,9 +137,17 @@ impl Pod {
 
     /// The container's own command, in its surroundings.
     fn command(&self, container: &str, options: &[&str]) -> Command {
-        let variables = self.variables(container);
         let of = &self.containers[container];
-        let words: Vec<_> = [strings(&of["command"]), strings(&of["args"])].concat();
+        self.running(container, &[strings(&of["command"]), strings(&of["args"])].concat(), options)
+    }
+
+    /// A line in the container, as `kubectl exec` runs it.
+    fn exec(&self, container: &str, line: &str, options: &[&str]) -> Command {
+        self.running(container, &["sh", "-c", line].map(str::to_owned), options)
+    }
+
+    fn running(&self, container: &str, words: &[String], options: &[&str]) -> Command {
+        let variables = self.variables(container);
         let words =
             words.iter().map(|word| expanded(word, &variables).replace(SETTINGS, self.settings.to_str().unwrap()));
         let words: Vec<_> = words.collect();
@@ -228,6 +238,9 @@ fn the_gate_beside_a_worker_needs_no_rights_where_it_is_the_workers_user_and_rea
     let done = |worker: &Process| worker.output().matches("succeeded in").count();
     send();
     until(LONG, "it runs", || done(&worker) == 1);
+    assert!(text("README.md").contains(&format!("-c gate -- sh -c '{STATUS}'")), "README has no {STATUS}");
+    let said = run(pod.exec("gate", STATUS, options));
+    assert!(said.contains("codex@codex-0") && said.contains(" admitted "), "{said}");
 
     let profile = pod.home.join(".codex/config.toml");
     fs::write(&profile, "approval_policy = \"on-request\"\n").unwrap();
