@@ -15,6 +15,7 @@ mod harness;
 mod image;
 mod intakes;
 mod metrics;
+mod pages;
 mod quarantine;
 mod refusals;
 mod rehome;
