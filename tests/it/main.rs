@@ -23,3 +23,4 @@ mod reload;
 mod repair;
 mod support;
 mod systemd;
+mod wheel;
