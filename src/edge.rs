@@ -20,7 +20,7 @@ pub(crate) mod celery;
 pub mod fault;
 pub mod links;
 pub mod rabbitmq;
-mod recycle;
+pub(crate) mod recycle;
 pub mod redis;
 pub mod rehome;
 

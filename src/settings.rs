@@ -20,7 +20,7 @@ mod tests;
 mod validate;
 
 pub use broker_url::BrokerUrl;
-pub use load::{Loaded, Source, load};
+pub use load::{Loaded, Source, broker, load, load_text};
 pub use package::Package;
 pub use problem::{Place, Problem, Problems};
 pub use show::ShownValue;

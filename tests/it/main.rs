@@ -13,6 +13,7 @@ mod fleet;
 mod guarantees;
 mod harness;
 mod image;
+mod init;
 mod intakes;
 mod metrics;
 mod pages;
