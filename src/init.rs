@@ -20,8 +20,10 @@ mod text;
 
 pub use crew::{ask, intakes};
 pub use next::steps;
-pub use plan::{Edge, Way};
+pub use plan::Edge;
 pub use text::text;
+
+use plan::Way;
 
 /// What the broker and the workers said.
 #[derive(Debug, Default)]
@@ -91,6 +93,8 @@ enum Owner {
         /// If it is not what the gate would take for the user's.
         home: Option<PathBuf>,
         path: Option<String>,
+        /// Where Codex looks for its config, if not in the home.
+        codex_home: Option<String>,
     },
     /// Why that is not known; a sentence's end.
     Unknown(String),

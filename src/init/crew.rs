@@ -29,7 +29,10 @@ pub async fn ask(broker: &Broker) -> Result<Crew, DoctorError> {
                 break;
             }
         }
-        for queue in crew.workers.values().flat_map(|told| told.queues.iter().flatten()) {
+        // Whoever asks for another's exclusive queue is refused.
+        let lasting =
+            crew.workers.values().flat_map(|told| told.queues.iter().flatten()).filter(|queue| !queue.is_fleeting);
+        for queue in lasting {
             if let Some(counted) = wire::count_if_there(&link, &queue.name.as_str().into()).await? {
                 crew.consumers.insert(queue.name.clone(), counted.consumer_count());
             }

@@ -1,6 +1,9 @@
 //! What this machine shows of workers: whose their processes are, and which tools those users find.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use nix::unistd::{Uid, User};
 
@@ -23,7 +26,13 @@ const CONFIG: &str = ".codex/config.toml";
 
 /// Whether a worker runs on this host: its name says so, or a process of Celery's here that has its number and its name.
 pub(super) fn is_here(node: &str, told: &Told, host: &str) -> bool {
-    is_of(node, host) || process(told).is_ok_and(|(_, _, command)| command.contains(node))
+    is_of(node, host) || process(told).is_ok_and(|(_, _, command)| names(&command, node))
+}
+
+/// Whether a command line has this name, as in `-n NAME`, `--hostname=NAME`, or the title that setproctitle gives it:
+/// `[celeryd: NAME:MainProcess]`.
+fn names(command: &str, node: &str) -> bool {
+    command.split([' ', '=', ':']).any(|word| word == node || word.strip_prefix("-n") == Some(node))
 }
 
 fn is_of(node: &str, host: &str) -> bool {
@@ -33,8 +42,8 @@ fn is_of(node: &str, host: &str) -> bool {
 /// The process that a worker says it is, if there is one of Celery's with that number here.
 fn process(told: &Told) -> Result<(u32, Found, String), String> {
     let (pid, _) = told.process.as_ref().ok_or("it does not say which process it is")?;
-    let found = Found::at(*pid).map_err(|why| format!("of process {pid}, which it says it is: {why}"))?;
-    let command = found.command().map_err(|why| format!("of process {pid}, which it says it is: {why}"))?;
+    let found = Found::at(*pid).map_err(|why| format!("it answers as process {pid}, and {why}"))?;
+    let command = found.command().map_err(|why| format!("it answers as process {pid}, and {why}"))?;
     Ok((*pid, found, command))
 }
 
@@ -45,7 +54,7 @@ pub(super) fn owner(node: &str, told: &Told, host: &str, gate: &GateUser) -> Own
         Err(why) => return Owner::Unknown(why),
     };
     // Every container counts its processes from 1.
-    if !is_of(node, host) && !command.contains(node) {
+    if !is_of(node, host) && !names(&command, node) {
         return Owner::Unknown(format!("process {pid} of this machine is another worker's"));
     }
     let Ok(Some(user)) = User::from_uid(found.uid) else {
@@ -55,7 +64,8 @@ pub(super) fn owner(node: &str, told: &Told, host: &str, gate: &GateUser) -> Own
     let is_known = |home: &PathBuf| found.uid != gate.uid && *home == user.dir;
     let home = found.variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && !is_known(home));
     let path = found.variable("PATH").filter(|path| !path.is_empty());
-    Owner::Known { pid, user: user.name, home, path }
+    let codex_home = found.variable("CODEX_HOME").filter(|home| !home.is_empty());
+    Owner::Known { pid, user: user.name, home, path, codex_home }
 }
 
 /// As whom the checks of these workers would run. Nothing is run here, so that it needs no leave to become somebody else.
@@ -64,7 +74,7 @@ pub(super) fn identities(workers: &[Drafted], gate: &GateUser) -> Vec<Identity> 
     for worker in workers {
         let run_as = match &worker.owner {
             Owner::Known { user, home, path, .. } => {
-                RunAs { user: Some(user.clone()), home: home.clone(), path_env: path.clone(), ..RunAs::default() }
+                RunAs { user: Some(user.clone()), home: home.clone(), path_env: path.clone(), env: BTreeMap::new() }
             }
             Owner::Unknown(_) => RunAs::default(),
         };
@@ -112,7 +122,11 @@ pub(super) fn profile(identities: &[Identity]) -> Profile {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -121,12 +135,47 @@ mod tests {
         let silent = Told::default();
         assert!(is_here("a@h", &silent, "H") && !is_here("a@h", &silent, "other") && !is_here("h", &silent, "h"));
         // This test's own process is none of Celery's.
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let other = Told { process: Some((child.id(), "prefork".to_owned())), ..Told::default() };
         assert!(!is_here("a@h", &other, "other"));
         let gate = GateUser::current(None, None);
         let Owner::Unknown(why) = owner("a@h", &other, "h", &gate) else { panic!("it is no worker") };
         assert!(why.contains("does not say celery"), "{why}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_command_line_names_a_worker_as_a_whole_word() {
+        for command in
+            ["celery worker -n a@h ", "-na@h", "python --hostname=a@h", "[celeryd: a@h:MainProcess] -active-"]
+        {
+            assert!(names(command, "a@h"), "{command}");
+        }
+        assert!(!names("celery worker -n a@h-1", "a@h") && !names("celery worker -n ba@h", "a@h"));
+    }
+
+    #[test]
+    fn whose_process_a_worker_is_shows_in_its_user_and_in_what_it_was_started_with() {
+        let mut child = Command::new("sh");
+        child.args(["-c", "echo; read never", "celery worker -n a@h"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        child.env_clear().envs([("HOME", "/srv/a"), ("PATH", "/opt/a:/usr/bin:/bin"), ("CODEX_HOME", "/srv/codex")]);
+        let mut child = child.spawn().unwrap();
+        // By then it is what it is to be.
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let told = Told { process: Some((child.id(), "solo".to_owned())), ..Told::default() };
+        let gate = GateUser::current(None, None);
+        assert!(is_here("a@h", &told, "other") && !is_here("b@h", &told, "other"));
+        let expected = Owner::Known {
+            pid: child.id(),
+            user: User::from_uid(gate.uid).unwrap().unwrap().name,
+            home: Some("/srv/a".into()),
+            path: Some("/opt/a:/usr/bin:/bin".to_owned()),
+            codex_home: Some("/srv/codex".to_owned()),
+        };
+        assert_eq!(owner("a@h", &told, "other", &gate), expected);
+        let Owner::Unknown(why) = owner("b@h", &told, "other", &gate) else { panic!("it is another one's") };
+        assert!(why.contains("another worker's"), "{why}");
         child.kill().unwrap();
         child.wait().unwrap();
     }

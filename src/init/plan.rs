@@ -19,7 +19,7 @@ pub enum Edge {
 
 /// A way from producers to a worker.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Way {
+pub(super) enum Way {
     /// The worker goes on consuming its queue.
     Route {
         /// That queue.

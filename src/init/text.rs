@@ -114,10 +114,10 @@ fn profile(text: &mut String, draft: &Draft) {
         for path in &draft.profile.found {
             comment(text, &format!("{} is there.", path.display()));
         }
-        text.push_str("path = \"~/.codex/config.toml\"              # of each worker's user\n");
+        text.push_str("path = \"~/.codex/config.toml\"             # of each worker's user\n");
         if let Some(template) = template {
             let _ =
-                writeln!(text, "template = {template}        # for `worker-gate profile apply`, where there is none");
+                writeln!(text, "template = {template}       # for `worker-gate profile apply`, where there is none");
         }
         text.push_str("enforce = { approval_policy = \"never\" }   # a worker has nobody who could approve\n");
     } else {
@@ -138,7 +138,7 @@ fn worker(text: &mut String, worker: &Drafted) {
     }
     let _ = writeln!(text, "[[workers]]\nname = {}", quoted(&worker.name));
     match &worker.owner {
-        Owner::Known { pid, user, home, path } => {
+        Owner::Known { pid, user, home, path, codex_home } => {
             comment(text, &format!("As process {pid} of this host: its user, and what that finds."));
             let _ = writeln!(text, "run_as = {}", quoted(user));
             if let Some(home) = home {
@@ -147,9 +147,16 @@ fn worker(text: &mut String, worker: &Drafted) {
             if let Some(path) = path {
                 let _ = writeln!(text, "path_env = {}", quoted(path));
             }
+            if let Some(codex_home) = codex_home {
+                comment(
+                    text,
+                    "Its Codex looks for its config there, and so profile.path has to name config.toml in there.",
+                );
+                let _ = writeln!(text, "env = {{ CODEX_HOME = {} }}", quoted(codex_home));
+            }
         }
         Owner::Unknown(why) => {
-            comment(text, &format!("Name the user whose tools and whose config count. It could not be seen: {why}."));
+            comment(text, &format!("Name the user whose tools and whose config count. That could not be seen: {why}."));
             text.push_str("# run_as = \"celery\"\n");
         }
     }
@@ -274,6 +281,7 @@ mod tests {
                 user: "celery".into(),
                 home: Some("/srv/celery".into()),
                 path: Some("/opt/tools:/usr/bin".into()),
+                codex_home: Some("/srv/codex".into()),
             },
             way: Way::Route {
                 lane: "codex-0".into(),
@@ -293,7 +301,7 @@ mod tests {
         let told = crate::doctor::told::Told { prefetch: Some((8, 2)), ..Default::default() };
         Drafted {
             name: "codex-1@host-2".into(),
-            owner: Owner::Unknown("of process 7, which it says it is: there is no such process on this machine".into()),
+            owner: Owner::Unknown("it answers as process 7, and there is no such process on this machine".into()),
             way: Way::Feed {
                 intake: "codex".into(),
                 lane: "codex-1@host-2.lane".into(),
@@ -318,7 +326,67 @@ mod tests {
 
     #[test]
     fn a_file_for_rabbitmq_says_why_each_setting_is_so() {
-        insta::assert_snapshot!(text(&draft()), @"");
+        insta::assert_snapshot!(text(&draft()), @r#"
+        # Written by `worker-gate init` from what the broker and its workers say. Correct what is not so; `worker-gate config check` and
+        # `worker-gate check` say whether it holds. What is not here is as `worker-gate config show` has it.
+
+        [gate]
+        listen = ""
+
+        [broker]
+        # The URL has a password and is therefore not here: the gate takes it from WORKER_GATE__BROKER__URL in its environment, or else
+        # from CELERY_BROKER_URL.
+        # url = "amqp://gate:***@rabbit:5672//"
+        heartbeat = "2s"
+
+        # codex is /opt/tools/codex.
+        [checks.codex_cli]
+        run = [["codex", "--version"], ["codex", "login", "status"]]
+        version = { command = 0, require = ">=0.1" }   # of what the first command prints
+
+        # celery has no speckit on the PATH. Where there is one, make these lines settings:
+        # [checks.spec_kit]
+        # run = [["speckit", "--help"]]
+
+        [profile]
+        # /srv/celery/.codex/config.toml is there.
+        path = "~/.codex/config.toml"             # of each worker's user
+        enforce = { approval_policy = "never" }   # a worker has nobody who could approve
+
+        # codex-0@host-1: pool prefork, 2 at once, takes 2 messages beforehand.
+        [[workers]]
+        name = "codex-0@host-1"
+        # As process 4711 of this host: its user, and what that finds.
+        run_as = "celery"
+        home = "/srv/celery"
+        path_env = "/opt/tools:/usr/bin"
+        # Its Codex looks for its config there, and so profile.path has to name config.toml in there.
+        env = { CODEX_HOME = "/srv/codex" }
+        # Nobody else consumes codex-0, so RabbitMQ routes and no message passes through the gate. Producers have to name this exchange
+        # and this key; what they send with queue = "codex-0" goes past the gate. If they are to stay as they are: worker-gate init
+        # --edge feed
+        edge = "route"
+        lane = "codex-0"
+        intake = { exchange = "codex-0.intake", type = "direct", keys = ["codex-0"] }
+        queue_arguments = { x-max-priority = 9 }   # as the worker declares its queue
+        # It also consumes low. What comes there goes past the gate, which looks after one queue of a worker: give the other queues to
+        # workers of their own, or their tasks to this one's.
+
+        # codex-1@host-2.
+        # prefetch: the worker codex-1@host-2 takes 8 messages beforehand for 2 at once; with on_quarantine = "drain" it runs all of
+        # them after a quarantine. To mend it: start it with --prefetch-multiplier 1, or set worker_prefetch_multiplier = 1; or set
+        # on_quarantine = "recycle".
+        [[workers]]
+        name = "codex-1@host-2"
+        # Name the user whose tools and whose config count. That could not be seen: it answers as process 7, and there is no such
+        # process on this machine.
+        # run_as = "celery"
+        # It is not the only one that consumes this queue. Producers stay as they are; the gate takes a message from there to the lane
+        # when the worker has room for it. The worker is to be started with -Q codex-1@host-2.lane, and until then goes past the gate.
+        edge = "feed"
+        lane = "codex-1@host-2.lane"
+        intake = { queue = "codex" }
+        "#);
     }
 
     #[test]
@@ -331,7 +399,56 @@ mod tests {
             profile: Profile::default(),
             workers: vec![fed()],
         };
-        insta::assert_snapshot!(text(&draft), @"");
+        insta::assert_snapshot!(text(&draft), @r#"
+        # Written by `worker-gate init` from what the broker and its workers say. Correct what is not so; `worker-gate config check` and
+        # `worker-gate check` say whether it holds. What is not here is as `worker-gate config show` has it.
+
+        [broker]
+        url = "redis://redis:6379/0"
+
+        # None of these tools was found. Install them, or write checks of the tools that your tasks need in their place: a worker gets
+        # no task until every check here has passed.
+
+        [checks.codex_cli]
+        run = [["codex", "--version"], ["codex", "login", "status"]]
+        version = { command = 0, require = ">=0.1" }   # of what the first command prints
+
+        [checks.spec_kit]
+        run = [["speckit", "--help"]]
+
+        [profile]
+        # There is neither codex nor a ~/.codex/config.toml, so that no config is looked after. With them, write these lines instead:
+        # path = "~/.codex/config.toml"
+        # enforce = { approval_policy = "never" }
+        path = ""
+
+        # codex-1@host-2.
+        # prefetch: the worker codex-1@host-2 takes 8 messages beforehand for 2 at once; with on_quarantine = "drain" it runs all of
+        # them after a quarantine. To mend it: start it with --prefetch-multiplier 1, or set worker_prefetch_multiplier = 1; or set
+        # on_quarantine = "recycle".
+        [[workers]]
+        name = "codex-1@host-2"
+        # Name the user whose tools and whose config count. That could not be seen: it answers as process 7, and there is no such
+        # process on this machine.
+        # run_as = "celery"
+        # It is not the only one that consumes this queue. Producers stay as they are; the gate takes a message from there to the lane
+        # when the worker has room for it. The worker is to be started with -Q codex-1@host-2.lane, and until then goes past the gate.
+        edge = "feed"
+        lane = "codex-1@host-2.lane"
+        intake = { queue = "codex" }
+        "#);
+    }
+
+    #[test]
+    fn what_is_left_to_do_is_said_in_its_order() {
+        insta::assert_snapshot!(crate::init::steps(&draft(), " --config x.toml", &[]), @r#"
+        -> give the gate the broker's URL in its environment, as WORKER_GATE__BROKER__URL or CELERY_BROKER_URL
+        -> see whether every check passes, and what to do if not: worker-gate check --config x.toml
+        -> start the gate: worker-gate run --config x.toml
+        -> let producers name the way to codex-0@host-1: task_routes = {"TASKS.*": {"exchange": "codex-0.intake", "routing_key": "codex-0"}}
+        -> restart codex-1@host-2 with -Q codex-1@host-2.lane in place of codex: until then it goes past the gate
+        -> see that nothing goes past the gate: worker-gate doctor --config x.toml
+        "#);
     }
 
     #[test]
