@@ -16,6 +16,7 @@ mod image;
 mod init;
 mod intakes;
 mod metrics;
+mod newcomer;
 mod pages;
 mod quarantine;
 mod refusals;

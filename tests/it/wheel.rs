@@ -1,7 +1,9 @@
 //! The wheel: pip puts the program, its man pages and its completions into an environment, and takes them out again.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs, iter,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -9,7 +11,7 @@ use std::{
 
 use crate::{
     pages::SHARE,
-    support::{celery::venv, process::run, scratch::Scratch},
+    support::{celery::venv, gate::GATE, process::run, scratch::Scratch},
 };
 
 /// A wheel to be tested in place of one that is built, such as that of scripts/wheel.
@@ -17,15 +19,21 @@ const GIVEN: &str = "WORKER_GATE_TEST_WHEEL";
 
 /// maturin's way of building a program is `cargo rustc`. Without the features that only tests need, that would compile most
 /// dependencies once more, and would put another program in the place of the one that all other tests are running. This has
-/// the very same cargo name the program that it has built for the tests.
-const CARGO: &str = "#!/bin/sh
+/// the very same cargo name what it has built for the tests: the program, but not the tests, which maturin would take for
+/// another program; and a copy of it, because maturin takes it away from its place while it packs. The copy is without what
+/// is for debugging, which is most of it.
+const CARGO: &str = r#"#!/bin/sh
 case $1 in
-rustc) exec cargo test --no-run --locked --test it --message-format json-render-diagnostics ;;
-*) exec cargo \"$@\" ;;
+rustc)
+    strip -o "$COPY" "$GATE"
+    cargo test --no-run --locked --test it --message-format json-render-diagnostics |
+        sed "/\"kind\":\[\"test\"\]/d; s|$GATE|$COPY|g"
+    ;;
+*) exec cargo "$@" ;;
 esac
-";
+"#;
 
-/// A folder with the wheel in it.
+/// A folder with the wheel in it, as the one of its kind.
 pub(crate) struct Wheel(Scratch);
 
 impl Wheel {
@@ -40,11 +48,16 @@ impl Wheel {
         fs::write(&cargo, CARGO).unwrap();
         fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
         let mut maturin = Command::new(venv().join("bin/maturin"));
-        // With all that is for debugging, the program is not small, and packing it would take longer than all else.
+        // Packed without compressing, in a tenth of the time.
         maturin.args(["build", "--compression-method", "stored", "--out"]).arg(dir.path());
-        maturin.current_dir(env!("CARGO_MANIFEST_DIR")).env("CARGO", &cargo);
+        maturin.arg("--target-dir").arg(dir.join("target")).current_dir(env!("CARGO_MANIFEST_DIR"));
+        maturin.env("CARGO", &cargo).env("GATE", GATE).env("COPY", dir.join("worker-gate"));
         run(maturin);
         Self(dir)
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.0.join(&self.name())
     }
 
     /// A new Python environment, and pip's settings in the environment: it knows of this wheel and of nothing else.
@@ -63,7 +76,7 @@ impl Wheel {
         Environment { dir, pip }
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let names = fs::read_dir(self.0.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let wheels: Vec<_> = names.filter(|name| Path::new(name).extension().is_some_and(|end| end == "whl")).collect();
         let [wheel] = wheels.as_slice() else { panic!("not one wheel but {wheels:?}") };
@@ -79,8 +92,14 @@ pub(crate) struct Environment {
 
 impl Environment {
     /// Where its programs are.
-    pub(crate) fn bin(&self) -> PathBuf {
+    fn bin(&self) -> PathBuf {
         self.dir.join("bin")
+    }
+
+    /// PATH of somebody who has activated it.
+    pub(crate) fn path(&self) -> OsString {
+        let path = env::var_os("PATH").unwrap();
+        env::join_paths(iter::once(self.bin()).chain(env::split_paths(&path))).unwrap()
     }
 
     /// Runs one of its programs to its end, with no environment but what pip has to know.
@@ -111,8 +130,9 @@ fn pip_puts_the_program_with_its_man_pages_and_completions_into_an_environment_a
     let mut diff = Command::new("diff");
     diff.args(["-r", SHARE]).arg(&share);
     assert_eq!(run(diff), "");
+    // It finds its pages by PATH.
     let mut man = Command::new("man");
-    man.arg("-M").arg(share.join("man")).args(["-E", "UTF-8", "worker-gate-status"]);
+    man.args(["-E", "UTF-8", "worker-gate-status"]).env_remove("MANPATH").env("PATH", environment.path());
     assert!(run(man).contains("--quarantined"));
 
     let about = "from importlib.metadata import metadata\n\
