@@ -37,6 +37,7 @@ RUN set -eu; mkdir -p /gate/usr/local/bin /gate/etc/ssl/certs /gate/etc/worker-g
     cp /etc/ssl/certs/ca-certificates.crt /gate/etc/ssl/certs/; \
     printf 'root:x:0:0::/:/sbin/nologin\ncelery:x:1000:1000::/home/celery:/sbin/nologin\n' >/gate/etc/passwd; \
     printf 'root:x:0:\ncelery:x:1000:\n' >/gate/etc/group; \
+    echo 'hosts: files dns' >/gate/etc/nsswitch.conf; \
     mkdir -p /empty; chmod 700 /empty; mkdir -m 1777 -p /gate/tmp
 
 FROM scratch AS gate
