@@ -292,10 +292,11 @@ def the_gate_alone_runs_in_its_image(world):
     # By name: the libraries that look names up are there.
     url = world.url.replace("127.0.0.1", "localhost")
     code, text = world.engine.run(f"{GATE}-operator", "/usr/local/bin/worker-gate", "--set", f"broker.url={url}", "status")
-    must(code in (0, 1), f"{code}: {text}")
+    # No gate runs now, but the broker was asked.
+    must(code in (0, 1) or "no gate is known on this broker" in text, f"{code}: {text}")
     nobody = "broker.url=amqp://guest:guest@localhost:1//"
     code, text = world.engine.run(f"{GATE}-operator", "/usr/local/bin/worker-gate", "--set", nobody, "status")
-    must(code == 69, f"{code}: {text}")
+    must(code == 69 and "Connection refused" in text, f"{code}: {text}")
 
 
 @test
@@ -309,11 +310,12 @@ def the_gate_alone_goes_by_the_authorities_in_its_image(world):
         (folder / "Dockerfile").write_text(text)
         world.engine.build(f"{GATE}-tls", folder)
         code, said = world.engine.run(f"{GATE}-tls", *asks)
-        must(code == 69 and "UnknownIssuer" in said, f"a broker of nobody's is trusted: {code}: {said}")
+        must(code == 78 and "UnknownIssuer" in said, f"a broker of nobody's is trusted: {code}: {said}")
         (folder / "Dockerfile").write_text(f"{text}COPY authority.crt /etc/ssl/certs/ca-certificates.crt\n")
         world.engine.build(f"{GATE}-tls", folder)
         code, text = world.engine.run(f"{GATE}-tls", *asks)
-        must(code in (0, 1) and front.accepted, f"{code}: {text}")
+        must(front.accepted and "UnknownIssuer" not in text, f"{code}: {text}")
+        must(code in (0, 1) or "no gate is known on this broker" in text, f"{code}: {text}")
     (folder / "Dockerfile").write_text(f"FROM {WORKER}\nCOPY --from={GATE} /etc/ssl/certs/ca-certificates.crt /authorities\n")
     world.engine.build(f"{WORKER}-tls", folder)
     code, text = world.engine.run(f"{WORKER}-tls", "grep", "-c", "BEGIN CERTIFICATE", "/authorities")
@@ -459,7 +461,8 @@ def add_rows():
                 "set -e", f"cat >/tmp/published <<END\n{listed}END", f"verify='{VERIFY}'", "{ " + script + "\n} >/tmp/said",
                 "$verify"]))
             must(code == 1, f"exit status {code}: {text}")
-            rules = json.loads(text[text.index("[{"):])
+            # Behind it the engine may say how its command has ended.
+            rules, _ = json.JSONDecoder().raw_decode(text[text.index("[{"):])
             broken = {found["rule"]: found for found in rules if not found["holds"]}
             must(rule in broken and broken[rule]["remedy"], f"{rule} is not among {sorted(broken)}")
 
