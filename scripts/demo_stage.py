@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = (ROOT / ".cache").resolve()
 # Not below the system's folder for temporary files: the Codex CLI refuses a home there.
-BASE = CACHE / "demo"
+BASE = CACHE / os.environ.get("WORKER_GATE_STAGE", "demo")
 RUN = BASE / "run"
 
 INTAKE = "codex"
