@@ -114,9 +114,8 @@ fn intake(queue: &Queue) -> Option<(String, IntakeType, String, bool)> {
 pub(super) fn about(told: &Told) -> String {
     let pool = told.process.as_ref().map(|(_, pool)| pool.as_str()).filter(|pool| !pool.is_empty());
     let works = told.prefetch.map(|(prefetch, most)| {
-        let beforehand =
-            if prefetch == 0 { "any number of messages".to_owned() } else { format!("{prefetch} messages") };
-        format!("{most} at once, takes {beforehand} beforehand")
+        let prefetch = if prefetch == 0 { "without limit".to_owned() } else { prefetch.to_string() };
+        format!("{most} at once, prefetch {prefetch}")
     });
     let parts: Vec<String> = [pool.map(|pool| format!("pool {pool}")), works].into_iter().flatten().collect();
     parts.join(", ")

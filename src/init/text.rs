@@ -292,7 +292,7 @@ mod tests {
                 is_new: true,
             },
             beside: vec!["low".into()],
-            about: "pool prefork, 2 at once, takes 2 messages beforehand".into(),
+            about: "pool prefork, 2 at once, prefetch 2".into(),
             habits: Vec::new(),
         }
     }
@@ -353,7 +353,7 @@ mod tests {
         path = "~/.codex/config.toml"             # of each worker's user
         enforce = { approval_policy = "never" }   # a worker has nobody who could approve
 
-        # codex-0@host-1: pool prefork, 2 at once, takes 2 messages beforehand.
+        # codex-0@host-1: pool prefork, 2 at once, prefetch 2.
         [[workers]]
         name = "codex-0@host-1"
         # As process 4711 of this host: its user, and what that finds.

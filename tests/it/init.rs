@@ -10,9 +10,9 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    celery::{App, Worker},
+    celery::{App, Worker, venv},
     field::{Field, INTAKE, Kind, ONE_AT_A_TIME, each_once, for_each_feed},
-    gate::{GATE, Gate, Host},
+    gate::{GATE, Gate, Host, NOBODY, can_be_nobody},
     process,
     redis::{PASSWORD, Redis},
     vhost::vhost,
@@ -193,6 +193,35 @@ fn workers_that_share_a_queue_are_fed_once_they_are_started_as_the_file_says(kin
         let said = String::from_utf8(doctor.stdout).unwrap();
         (doctor.status.success() && !said.contains("bypass")).then_some(())
     });
+    assert!(gate.stop().success());
+}
+
+#[test]
+fn the_checks_of_another_users_worker_run_as_that_user() {
+    if !can_be_nobody() {
+        return;
+    }
+    let user = ["--reuid", "nobody", "--regid", "nogroup", "--clear-groups"];
+    let mut import = process::command_as(&user, venv().join("bin/python"));
+    if !import.args(["-c", "import celery, kombu.transport.pyamqp"]).output().unwrap().status.success() {
+        println!("skipped: nobody does not get through to the Python of {}", venv().display());
+        return;
+    }
+    let (vhost, host) = (vhost(), Host::new("host-1"));
+    // The tools of this host, which that user may run wherever the real ones are.
+    let stage = Stage { host: &host, url: vhost.url(), path: host.path_env() };
+    host.give_to(NOBODY);
+    let app = stage.app(json!({}));
+    let mut other = app.start_worker_as(&user, INTAKE, "codex-0@host-1", &ONE_AT_A_TIME);
+    other.wait_until_ready();
+    let (_, text) = stage.written(&[]);
+    let settings: toml::Table = text.parse().unwrap();
+    let written = worker(&settings, "codex-0@host-1");
+    assert_eq!(written["run_as"].as_str(), Some("nobody"));
+    assert_eq!(written["home"].as_str(), host.home().to_str(), "it is not the one that passwd has");
+    let gate = stage.gate(&text);
+    let record = gate.wait_until(LONG, "codex-0@host-1", "admitted");
+    assert_eq!(record["profile"]["owner_uid"], NOBODY, "{record}");
     assert!(gate.stop().success());
 }
 

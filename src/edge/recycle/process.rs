@@ -1,6 +1,6 @@
 //! A worker's process on this machine, as far as one may be sure that it is that.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -52,14 +52,9 @@ impl Found {
         if pid == std::process::id() {
             return Err("that is the gate itself".to_owned());
         }
-        let status = fs::read_to_string(format!("/proc/{pid}/status"));
-        let status = status.map_err(|_| "there is no such process on this machine")?;
-        // Real, effective, saved and of the file system. The folder's owner is root where a process has changed its user itself,
-        // as `celery worker --uid` does.
-        let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-        let uid =
-            uids.and_then(|uids| uids.split_whitespace().nth(1)?.parse().ok()).ok_or("its user cannot be told")?;
-        Ok(Self { pid: Pid::from_raw(number), uid: Uid::from_raw(uid) })
+        // Its owner is the user that the process has become, also by itself, as `celery worker --uid` does.
+        let found = fs::metadata(format!("/proc/{pid}")).map_err(|_| "there is no such process on this machine")?;
+        Ok(Self { pid: Pid::from_raw(number), uid: Uid::from_raw(found.uid()) })
     }
 
     /// Its command line, if that is one of Celery's.

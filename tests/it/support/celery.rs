@@ -83,10 +83,16 @@ impl App {
     /// Starts a worker and returns at once: two of them start as fast as one.
     #[track_caller]
     pub(crate) fn start_worker(&self, lane: &str, name: &str, options: &[&str]) -> Worker {
+        self.start_worker_as(&[], lane, name, options)
+    }
+
+    /// The same with options of `setpriv`, which may make it another user's.
+    #[track_caller]
+    pub(crate) fn start_worker_as(&self, user: &[&str], lane: &str, name: &str, options: &[&str]) -> Worker {
         // A log of its own for each start: one that is started again is not ready because its predecessor was.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let log = self.dir.join(&format!("{name}-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let mut command = self.python(process::command(venv().join("bin/celery")));
+        let mut command = self.python(process::command_as(user, venv().join("bin/celery")));
         command.args(["-A", "app", "worker", "-Q", lane, "-n", name, "-l", "INFO"]);
         // Both ask all other workers something at the start and wait 1 s for the answers.
         command.args(["--without-gossip", "--without-mingle"]).args(options);

@@ -187,7 +187,8 @@ enforce = {{ approval_policy = "never" }}
         write!(settings, "\n[[workers]]\nname = \"{name}\"\nhome = {home:?}\npath_env = \"{path}\"\n{edge}").unwrap();
     }
 
-    fn path_env(&self) -> String {
+    /// The PATH on which its tools are.
+    pub(crate) fn path_env(&self) -> String {
         format!("{}:/usr/bin:/bin", self.dir.join("tools").display())
     }
 
