@@ -197,7 +197,8 @@ class Engine:
         mark = f"WORKER_GATE_TEST_CONTAINER={name}"
         log = RUN / f"{name}.log"
         # By the second one scripts/test finds what is left, also of a run that was killed.
-        words = [mark, f"WORKER_GATE_TEST_RUN={os.environ.get('WORKER_GATE_TEST_RUN', '')}", *(f"{key}={value}" for key, value in (environment or {}).items())]
+        words = [mark, f"WORKER_GATE_TEST_RUN={os.environ.get('WORKER_GATE_TEST_RUN', '')}"]
+        words += [f"{key}={value}" for key, value in (environment or {}).items()]
         command = self.command(name, image, list(argv), words, volumes or {}, list(options))
         with open(log, "wb") as file:
             # The engine's process gets no mark: only what is in the container has it.

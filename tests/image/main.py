@@ -164,8 +164,8 @@ class TlsFront:
         openssl("req", "-x509", *new, "/CN=authority", "-days", "1", "-keyout", "authority.key", "-out", "authority.crt")
         openssl("req", *new, "/CN=localhost", "-keyout", "key", "-out", "request")
         (folder / "extensions").write_text("subjectAltName = DNS:localhost\n")
-        openssl("x509", "-req", "-in", "request", "-CA", "authority.crt", "-CAkey", "authority.key", "-CAcreateserial", "-days", "1",
-                "-extfile", "extensions", "-out", "certificate")
+        openssl("x509", "-req", "-in", "request", "-CA", "authority.crt", "-CAkey", "authority.key", "-CAcreateserial",
+                "-days", "1", "-extfile", "extensions", "-out", "certificate")
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(folder / "certificate", folder / "key")
         self.behind, self.accepted, self.port, self.loop = behind, 0, free_port(), asyncio.new_event_loop()
