@@ -19,6 +19,7 @@ pub mod events;
 pub mod exit;
 mod fleet;
 pub mod image;
+mod init;
 mod line;
 mod log;
 pub mod order;
@@ -106,6 +107,9 @@ pub enum Command {
     /// The image manifest: record it when an image is built, and verify it before the image is tagged
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Write a first settings file, from what the broker and the workers that run say; 1 if no worker answers
+    #[command(after_help = init::HELP)]
+    Init(init::InitArgs),
     /// The settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -281,6 +285,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Doctor(args) => runtime()?.block_on(doctor::doctor(context, &args)),
         Command::Rehome(args) => runtime()?.block_on(rehome::rehome(context, args)),
         Command::Image(command) => runtime()?.block_on(image::run(context, command)),
+        Command::Init(args) => runtime()?.block_on(init::init(context, args)),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => completions::run(shell),
     }

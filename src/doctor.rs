@@ -19,10 +19,10 @@ use crate::{
 
 mod files;
 mod grants;
-mod judging;
-mod rabbitmq;
-mod redis;
-mod told;
+pub(crate) mod judging;
+pub(crate) mod rabbitmq;
+pub(crate) mod redis;
+pub(crate) mod told;
 pub mod users;
 
 pub use grants::grants;

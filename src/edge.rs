@@ -20,9 +20,10 @@ pub(crate) mod celery;
 pub mod fault;
 pub mod links;
 pub mod rabbitmq;
-mod recycle;
+pub(crate) mod recycle;
 pub mod redis;
 pub mod rehome;
+mod task_events;
 
 use fault::Fault;
 use links::{Connect, LinkState};

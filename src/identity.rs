@@ -177,7 +177,7 @@ pub fn resolve(workers: &[Worker], gate: &GateUser) -> Result<Vec<Identity>, Vec
     if problems.is_empty() { Ok(found) } else { Err(problems) }
 }
 
-fn look_up(run_as: &RunAs, workers: Vec<WorkerName>, gate: &GateUser) -> Result<Identity, IdentityProblem> {
+pub(crate) fn look_up(run_as: &RunAs, workers: Vec<WorkerName>, gate: &GateUser) -> Result<Identity, IdentityProblem> {
     let Some(worker) = workers.first().cloned() else {
         unreachable!("every run_as comes from a worker");
     };
@@ -258,6 +258,7 @@ mod tests {
             }),
             queue_arguments: toml::Table::new(),
             on_quarantine: OnQuarantine::Drain,
+            task_events: false,
         }
     }
 

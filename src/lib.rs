@@ -21,7 +21,7 @@
 //! tells when a file changes, [`profile`] reads and merges the managed config, [`settings`] reads and checks the settings,
 //! [`report`] tells what happened, [`control`] is how gates are asked over the broker, [`cli`] is the command line, [`doctor`]
 //! looks for ways round the gate, [`image`] records and verifies what
-//! an image is made of, [`amqp`] and [`redis`] make connections.
+//! an image is made of, [`init`] writes a first settings file, [`amqp`] and [`redis`] make connections.
 //!
 //! # What is absent
 //!
@@ -45,6 +45,7 @@ pub mod glob;
 mod hash;
 pub mod identity;
 pub mod image;
+pub mod init;
 pub mod model;
 pub mod probe;
 pub mod profile;

@@ -10,7 +10,7 @@ mod family;
 pub mod image;
 mod output;
 mod profile;
-mod program;
+pub(crate) mod program;
 pub mod schedule;
 pub mod signature;
 mod spawner;

@@ -20,7 +20,7 @@ mod tests;
 mod validate;
 
 pub use broker_url::BrokerUrl;
-pub use load::{Loaded, Source, load};
+pub use load::{Loaded, Source, broker, load, load_text};
 pub use package::Package;
 pub use problem::{Place, Problem, Problems};
 pub use show::ShownValue;
@@ -222,6 +222,8 @@ pub struct Worker {
     pub queue_arguments: toml::Table,
     /// What happens to what the worker already has.
     pub on_quarantine: OnQuarantine,
+    /// Whether its task events are kept for a while, so that tasks that have ended can be named.
+    pub task_events: bool,
 }
 
 /// As whom checks run. Two workers with equal values share one identity.

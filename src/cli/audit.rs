@@ -35,8 +35,9 @@ pub fn list(path: &Path, worker: Option<&str>, out: &mut dyn Write) -> Result<()
     Ok(())
 }
 
-/// Writes one line for each task that a worker had started or prefetched when it was quarantined, oldest quarantine first;
-/// with `worker`, only those of this worker. Where it is not known what the worker had, a line says why.
+/// Writes one line for each task that a worker had started or prefetched when it was quarantined, or that had ended since the last
+/// good evidence, oldest quarantine first; with `worker`, only those of this worker. Where it is not known what the worker had, a
+/// line says why.
 ///
 /// # Errors
 /// At the first line that is no entry.
@@ -48,16 +49,22 @@ pub fn exposed(path: &Path, worker: Option<&str>, out: &mut dyn Write) -> Result
         let reason = fields.get("reason").and_then(Value::as_object);
         let code = reason.map_or_else(|| "-".to_owned(), |reason| text(reason, "code"));
         let head = format!("{}  {}  {code}", time(&fields), text(&fields, "worker_name"));
-        match exposed.get("tasks").and_then(Value::as_array) {
-            Some(tasks) => {
-                for task in tasks.iter().filter_map(Value::as_object) {
-                    let state = if task.get("active") == Some(&Value::Bool(true)) { "running" } else { "waiting" };
-                    let [id, name, started, since] =
-                        ["id", "name", "started_at", "since"].map(|field| text(task, field));
-                    writeln!(out, "{head}  {state}  {id}  {name}  started {started}  {}", doubt(&since))?;
-                }
+        for task in exposed.get("tasks").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object) {
+            let [id, name, started, ended, since] =
+                ["id", "name", "started_at", "ended_at", "since"].map(|field| text(task, field));
+            let is_active = task.get("active") == Some(&Value::Bool(true));
+            let state = match (is_active, started.as_str()) {
+                (true, _) => "running",
+                (false, "-") => "waiting",
+                (false, _) => "over",
+            };
+            let ended = if state == "over" { format!("  ended {ended}") } else { String::new() };
+            writeln!(out, "{head}  {state}  {id}  {name}  started {started}{ended}  {}", doubt(&since))?;
+        }
+        for (field, what) in [("unknown", "unknown"), ("ended_unknown", "what had ended is unknown")] {
+            if let Some(why) = exposed.get(field) {
+                writeln!(out, "{head}  {what}: {}", word(why))?;
             }
-            None => writeln!(out, "{head}  unknown: {}", exposed.get("unknown").map(word).unwrap_or_default())?,
         }
     }
     Ok(())
@@ -141,7 +148,9 @@ mod tests {
             )
         };
         let tasks = r#"{"tasks":[{"id":"7f","name":"app.build","active":true,"started_at":"2026-11-22T09:59:58Z","since":"evidence"},
-            {"id":"80","name":"app.build","active":false,"started_at":null,"since":"drift"}]}"#;
+            {"id":"80","name":"app.build","active":false,"started_at":null,"since":"drift"},
+            {"id":"81","name":"app.test","active":false,"started_at":"2026-11-22T09:59:57Z","ended_at":"2026-11-22T09:59:59Z","since":"evidence"}],
+            "ended_unknown":"too many"}"#;
         let tasks = tasks.replace('\n', "");
         let lines = [entry("codex-0", &tasks), entry("codex-1", r#"{"unknown":"no answer"}"#)].join("\n");
         fs::write(&path, fs::read_to_string(&path).unwrap() + &lines + "\n").unwrap();
@@ -153,7 +162,9 @@ mod tests {
         let head = "2026-11-22T10:00:00.250Z  codex-0  profile_drifted";
         let expected = format!(
             "{head}  running  7f  app.build  started 2026-11-22T09:59:58Z  since the last good evidence\n\
-             {head}  waiting  80  app.build  started -  since the drift was seen\n"
+             {head}  waiting  80  app.build  started -  since the drift was seen\n\
+             {head}  over  81  app.test  started 2026-11-22T09:59:57Z  ended 2026-11-22T09:59:59Z  since the last good evidence\n\
+             {head}  what had ended is unknown: too many\n"
         );
         assert_eq!(told(Some("codex-0")), expected);
         assert!(told(None).ends_with("codex-1  profile_drifted  unknown: no answer\n"), "{}", told(None));

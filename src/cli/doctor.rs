@@ -43,7 +43,7 @@ pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Resu
     Ok(if findings.iter().any(|finding| finding.serious) { Exit::Unfit } else { Exit::Done })
 }
 
-fn exit_of(error: &DoctorError) -> Exit {
+pub(super) fn exit_of(error: &DoctorError) -> Exit {
     match error {
         DoctorError::RabbitMq(error) => broker_exit(error.retry(), error.is_permission()),
         DoctorError::Redis(error) => broker_exit(error.retry(), error.is_permission()),

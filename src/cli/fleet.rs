@@ -43,6 +43,8 @@ pub(super) struct Fleet {
     pub(super) done: Vec<(String, Done)>,
     /// Every gate that has answered.
     pub(super) answered: BTreeSet<String>,
+    /// Workers of silent gates whom nobody owns, as the broker says: their ways are shut.
+    pub(super) unowned: BTreeSet<WorkerName>,
 }
 
 /// Asks, and listens until everybody who is known has answered, or `limit` is over.
@@ -148,6 +150,10 @@ impl Hearing {
             }
         }
         self.arrange();
+        let left = self.fleet.left();
+        if !left.is_empty() {
+            self.fleet.unowned = asker.unowned(&left).await?;
+        }
         Ok(self.fleet)
     }
 
@@ -209,18 +215,25 @@ impl Fleet {
         self.answered.is_empty() && self.silent.is_empty() && self.stopped.is_empty()
     }
 
-    /// The rows of workers whose gate is silent, and whom no other gate has. The broker shuts the way of a gate that it has not
-    /// heard for two and a half heartbeats.
-    pub(super) fn without_gate(&self, now: Timestamp, heartbeat: Duration) -> Vec<Map<String, Value>> {
+    /// The workers whose gate is silent, and whom no other gate has.
+    fn left(&self) -> BTreeSet<WorkerName> {
         let owned: BTreeSet<_> = self.workers.iter().map(name).collect();
+        let silent = self.silent.values().flatten().flat_map(|beat| &beat.workers);
+        silent.filter(|worker| !owned.contains(worker.as_str())).cloned().collect()
+    }
+
+    /// Their rows. The broker takes the ownership away from a gate whose connection has ended, and from one that it has not heard for
+    /// two and a half heartbeats; until then the edge of a silent gate may be open, and only that gate could tell.
+    pub(super) fn without_gate(&self, now: Timestamp) -> Vec<Map<String, Value>> {
+        let left = self.left();
         let mut rows = Vec::new();
         for (gate, beat) in &self.silent {
             let Some(beat) = beat else { continue };
             let age = age(now, beat);
-            let edge = (age > heartbeat * 5 / 2).then_some("shut");
             let detail = format!("its gate {gate} has been silent for {:.0} s", age.as_secs_f64());
             let remedy = format!("start worker-gate on {gate} again, or see why it does not reach the broker");
-            for worker in beat.workers.iter().filter(|worker| !owned.contains(worker.as_str())) {
+            for worker in beat.workers.iter().filter(|worker| left.contains(*worker)) {
+                let edge = self.unowned.contains(worker).then_some("shut");
                 let row = json!({
                     "worker_name": worker, "admission": "held", "edge": edge, "gate": gate,
                     "gate_silent_s": age.as_secs_f64(),

@@ -34,17 +34,19 @@ pub(super) fn line(event: &Map<String, Value>) -> String {
     parts.join("  ")
 }
 
+/// So many tasks stand in a line; all of them are in the event.
+const NAMED: usize = 20;
+
 fn exposed(event: &Map<String, Value>) -> Option<String> {
     let exposed = event.get("exposed")?;
-    match exposed.get("tasks").and_then(Value::as_array) {
-        Some(tasks) if tasks.is_empty() => None,
-        Some(tasks) => {
-            let named =
-                |task: &Value| task.as_object().map(|task| format!("{} {}", text(task, "name"), text(task, "id")));
-            Some(format!("exposed: {}", tasks.iter().filter_map(named).collect::<Vec<_>>().join(", ")))
-        }
-        None => Some(format!("exposed: unknown, {}", exposed.get("unknown").map(word).unwrap_or_default())),
+    let tasks = exposed.get("tasks").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let named = |task: &Value| task.as_object().map(|task| format!("{} {}", text(task, "name"), text(task, "id")));
+    let mut said: Vec<_> = tasks.iter().filter_map(named).take(NAMED).collect();
+    if tasks.len() > NAMED {
+        said.push(format!("and {} more", tasks.len() - NAMED));
     }
+    said.extend(exposed.get("unknown").map(|why| format!("unknown, {}", word(why))));
+    if said.is_empty() { None } else { Some(format!("exposed: {}", said.join(", "))) }
 }
 
 pub(super) fn time(event: &Map<String, Value>) -> String {

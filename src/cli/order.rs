@@ -50,7 +50,7 @@ pub struct OrderArgs {
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     /// Why; it stands in the audit log and in status
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
     /// One JSON array with what became of it
     #[arg(long)]

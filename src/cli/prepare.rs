@@ -41,9 +41,7 @@ pub(super) fn prepare(context: &Context) -> anyhow::Result<(Settings, Vec<Identi
 }
 
 pub(super) fn identities(context: &Context, settings: &Settings) -> anyhow::Result<Vec<Identity>> {
-    let env = &context.source.env;
-    let user = GateUser::current(env.get("HOME").map(PathBuf::from), env.get("PATH").cloned());
-    match identity::resolve(&settings.workers, &user) {
+    match identity::resolve(&settings.workers, &user(context)) {
         Ok(identities) => Ok(identities),
         Err(problems) => {
             let exit = if problems.iter().all(identity::IdentityProblem::is_not_permitted) {
@@ -56,6 +54,12 @@ pub(super) fn identities(context: &Context, settings: &Settings) -> anyhow::Resu
             Err(Coded::new(exit, anyhow!(lines.join("\n"))).into())
         }
     }
+}
+
+/// As whom the gate runs.
+pub(super) fn user(context: &Context) -> GateUser {
+    let env = &context.source.env;
+    GateUser::current(env.get("HOME").map(PathBuf::from), env.get("PATH").cloned())
 }
 
 /// The runner for these settings' checks. It knows every secret in them, so that none comes back in a check's output.

@@ -74,7 +74,7 @@ impl View<'_> {
     fn show(&self, fleet: &Fleet) -> anyhow::Result<Exit> {
         let now = Timestamp::now();
         let mut records = fleet.workers.clone();
-        records.extend(fleet.without_gate(now, self.settings.broker.heartbeat));
+        records.extend(fleet.without_gate(now));
         records.retain(|record| self.is_wanted(record));
         records.sort_by(|a, b| name(a).cmp(name(b)));
         let is_fit = records.iter().all(|record| admission(record) == Some("admitted"));

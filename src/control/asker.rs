@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     edge::fault::Fault,
+    model::WorkerName,
     settings::{BrokerUrl, Settings},
 };
 
@@ -155,6 +156,17 @@ impl Asker {
         match &mut self.broker {
             Broker::RabbitMq(asker) => asker.beats(gates).await,
             Broker::Redis(asker) => Ok(asker.beats(gates)),
+        }
+    }
+
+    /// Which of these workers nobody owns, so that their ways are shut. One of whom the broker does not tell is not among them.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn unowned(&self, workers: &BTreeSet<WorkerName>) -> Result<BTreeSet<WorkerName>, Fault> {
+        match &self.broker {
+            Broker::RabbitMq(asker) => asker.unowned(workers).await,
+            Broker::Redis(asker) => asker.unowned(workers).await,
         }
     }
 

@@ -168,7 +168,8 @@ fn changes(old: &Settings, new: &Settings) -> Changes {
         |(name, check): &(&String, &Check)| old.checks.get(*name).is_some_and(|old| runs(old) != runs(check));
     // As whom checks run is the identity's business, and what happens at a quarantine is looked up then.
     let edge = |worker: &Worker| {
-        (worker.edge.clone(), worker.lane.clone(), worker.queue_arguments.clone(), worker.on_quarantine)
+        let what = (worker.on_quarantine, worker.task_events);
+        (worker.edge.clone(), worker.lane.clone(), worker.queue_arguments.clone(), what)
     };
     let others: BTreeSet<_> = new
         .workers

@@ -16,7 +16,7 @@ pub(super) fn findings(settings: &Settings, intakes: &BTreeSet<String>, seen: &S
         let told = seen.workers.get(&node);
         found.extend(lane(worker, &node, told, seen));
         match told.filter(|told| told.answers()) {
-            Some(told) => found.extend(habits(worker, &node, told, seen)),
+            Some(told) => found.extend(habits(worker.on_quarantine, &node, told, seen.listened)),
             None => found.extend(silence(worker, &node, told, seen)),
         }
     }
@@ -61,9 +61,9 @@ fn bypasses(settings: &Settings, intakes: &BTreeSet<String>, seen: &Seen) -> Vec
 /// Who consumes a worker's lane beside it, and whether it does so itself.
 fn lane(worker: &Worker, node: &str, told: Option<&Told>, seen: &Seen) -> Option<Finding> {
     if let Some(queues) = told.and_then(|told| told.queues.as_ref())
-        && !queues.contains(&worker.lane)
+        && !told.is_some_and(|told| told.consumes(&worker.lane))
     {
-        let queues: Vec<_> = queues.iter().map(String::as_str).collect();
+        let queues: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
         return Some(Finding::warning(
             "lane-not-consumed",
             format!("the worker {node} does not consume its lane {}, but {}", worker.lane, queues.join(", ")),
@@ -115,9 +115,9 @@ fn silence(worker: &Worker, node: &str, told: Option<&Told>, seen: &Seen) -> Opt
 }
 
 /// How a worker that answers is set up.
-fn habits(worker: &Worker, node: &str, told: &Told, seen: &Seen) -> Vec<Finding> {
+pub(crate) fn habits(on_quarantine: OnQuarantine, node: &str, told: &Told, listened: bool) -> Vec<Finding> {
     let mut found = Vec::new();
-    let drains = worker.on_quarantine == OnQuarantine::Drain;
+    let drains = on_quarantine == OnQuarantine::Drain;
     if let Some((prefetch, processes)) =
         told.prefetch.filter(|(prefetch, most)| drains && !(1..=*most).contains(prefetch))
     {
@@ -132,7 +132,7 @@ fn habits(worker: &Worker, node: &str, told: &Told, seen: &Seen) -> Vec<Finding>
                 .to_owned(),
         ));
     }
-    if let (OnQuarantine::Recycle, Some(early)) = (worker.on_quarantine, &told.early)
+    if let (OnQuarantine::Recycle, Some(early)) = (on_quarantine, &told.early)
         && !early.is_empty()
     {
         let some: Vec<_> = early.iter().take(3).map(String::as_str).collect();
@@ -147,7 +147,7 @@ fn habits(worker: &Worker, node: &str, told: &Told, seen: &Seen) -> Vec<Finding>
             "set task_acks_late = True in its Celery application".to_owned(),
         ));
     }
-    if seen.listened && !told.beats {
+    if listened && !told.beats {
         found.push(Finding::warning(
             "events-off",
             format!(

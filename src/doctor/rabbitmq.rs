@@ -28,7 +28,7 @@ use crate::{
     settings::{Settings, broker_url::AmqpUrl},
 };
 
-mod intake;
+pub(crate) mod intake;
 mod leftover;
 mod proof;
 
@@ -50,7 +50,7 @@ pub(super) async fn look(
     let beats = heartbeats(&link).await?;
     let begun = Instant::now();
     let nodes = told::nodes(settings);
-    ask(&link, &nodes, &mut seen.workers).await?;
+    ask(&link, |workers, asked| told::ask_until(&nodes, workers, asked), &mut seen.workers).await?;
     let lanes: BTreeSet<String> = settings.workers.iter().map(|worker| worker.lane.clone()).collect();
     let beyond = beyond_gates(&link, settings, intakes.union(&lanes)).await?;
     seen.found.extend(intake::look(settings, url).await?);
@@ -120,8 +120,12 @@ async fn gates(asker: &mut Asker) -> Result<Vec<BTreeMap<String, usize>>, Fault>
     Ok(gates)
 }
 
-/// Asks all of Celery's workers everything at once.
-async fn ask(link: &Link, nodes: &BTreeSet<String>, workers: &mut Workers) -> Result<(), Fault> {
+/// Asks all of Celery's workers everything at once, and waits for answers until when `until` says.
+pub(crate) async fn ask(
+    link: &Link,
+    until: impl Fn(&Workers, Instant) -> Instant,
+    workers: &mut Workers,
+) -> Result<(), Fault> {
     if !wire::has_exchange(link, PIDBOX).await? {
         // No worker has ever been here.
         return Ok(());
@@ -138,7 +142,7 @@ async fn ask(link: &Link, nodes: &BTreeSet<String>, workers: &mut Workers) -> Re
         asked.insert(ticket, question);
     }
     let begun = Instant::now();
-    while let Ok(Some(Ok(answer))) = timeout_at(told::ask_until(nodes, workers, begun), answers.next()).await {
+    while let Ok(Some(Ok(answer))) = timeout_at(until(workers, begun), answers.next()).await {
         if let Some(question) = wire::ticket(&answer.properties).and_then(|ticket| asked.get(&ticket)) {
             question.answered(&serde_json::from_slice(&answer.data).unwrap_or_default(), workers);
         }

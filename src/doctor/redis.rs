@@ -44,7 +44,8 @@ pub(super) async fn look(
     // Whoever may not listen knows nothing of heartbeats.
     seen.listened = connection.psubscribe(beats).await.is_ok();
     let (begun, nodes) = (Instant::now(), told::nodes(settings));
-    ask(&mut connection, (prefix, db), &nodes, &mut seen.workers).await?;
+    ask(&mut connection, (prefix, db), |workers, asked| told::ask_until(&nodes, workers, asked), &mut seen.workers)
+        .await?;
     let mut waiting = 0;
     for _ in 0..LOOKS {
         waiting = waiting.max(waiting_clients(&mut connection, db).await?);
@@ -86,11 +87,11 @@ async fn waiting_clients(connection: &mut MultiplexedConnection, db: u32) -> Res
     Ok(list.lines().filter(is_waiting).count())
 }
 
-/// Asks all of Celery's workers everything at once.
-async fn ask(
+/// Asks all of Celery's workers everything at once, and waits for answers until when `until` says.
+pub(crate) async fn ask(
     connection: &mut MultiplexedConnection,
     (prefix, db): (&str, u32),
-    nodes: &BTreeSet<String>,
+    until: impl Fn(&Workers, Instant) -> Instant,
     workers: &mut Workers,
 ) -> Result<(), Fault> {
     let failed = failed("ask Celery's workers");
@@ -109,7 +110,7 @@ async fn ask(
         asked.insert(ticket, question);
     }
     let begun = Instant::now();
-    while Instant::now() < told::ask_until(nodes, workers, begun) {
+    while Instant::now() < until(workers, begun) {
         let answer: Option<Vec<u8>> = cmd("RPOP").arg(&list).query_async(connection).await.map_err(&failed)?;
         let Some(answer) = answer.and_then(|answer| envelope::unwrap(&answer)) else {
             sleep(LOOK).await;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     failpoint::Point,
-    model::{Exposed, ExposedTask, Since, WorkerName},
+    model::{ExposedTask, Since, WorkerName},
 };
 
 /// The fanout exchange of all mailboxes.
@@ -106,7 +106,7 @@ pub(super) fn tasks(reserved: &Value, active: &Value) -> Vec<ExposedTask> {
                 task["time_start"].as_f64().and_then(|seconds| SignedDuration::try_from_secs_f64(seconds).ok());
             let started_at = started.and_then(|since| Timestamp::from_duration(since).ok()).filter(|_| active);
             let (id, name, since) = (text("id"), text("name"), Since::Drift);
-            tasks.insert(id.clone(), ExposedTask { id, name, active, started_at, since });
+            tasks.insert(id.clone(), ExposedTask { id, name, active, started_at, ended_at: None, since });
         }
     }
     tasks.into_values().collect()
@@ -129,9 +129,16 @@ pub(super) fn process(event: &Value, node: &str) -> Option<u32> {
 }
 
 /// What is said of a worker that has not answered.
-pub(super) fn silent() -> Exposed {
-    Exposed::Unknown(format!(
-        "the worker did not answer within {} ms; it may be busy, or just gone",
-        ANSWER_LIMIT.as_millis()
-    ))
+pub(super) fn silent() -> String {
+    format!("the worker did not answer within {} ms; it may be busy, or just gone", ANSWER_LIMIT.as_millis())
+}
+
+/// Asked so, a worker sends task events from now on, and says whether it has done so before (celery/worker/control.py,
+/// `enable_events`).
+pub(super) const ENABLE_EVENTS: &str = "enable_events";
+
+/// The answer to that.
+pub(super) fn were_events_on(answer: &Value) -> Option<bool> {
+    let said = answer.as_object()?.values().next()?["ok"].as_str()?;
+    Some(said.contains("already"))
 }

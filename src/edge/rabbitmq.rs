@@ -1,6 +1,7 @@
 //! Edges on RabbitMQ.
 
 pub(crate) mod consumed;
+pub(crate) mod kept;
 pub mod links;
 mod recycling;
 pub(crate) mod remote;

@@ -16,7 +16,7 @@ use crate::{
     settings::Worker,
 };
 
-mod process;
+pub(crate) mod process;
 
 use process::Process;
 

@@ -16,6 +16,7 @@ mod address;
 mod binding;
 mod feed;
 mod feeder;
+mod kept;
 pub(crate) mod keys;
 pub mod links;
 mod presence;

@@ -189,28 +189,41 @@ pub struct CheckRecord {
 }
 
 /// What a worker had already prefetched or started when its edge was shut.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Exposed {
-    /// The worker answered.
-    Tasks(Vec<ExposedTask>),
-    /// It did not; why.
-    Unknown(String),
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Exposed {
+    /// What the worker has said that it has, and what its task events say; `None` if neither says anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<Vec<ExposedTask>>,
+    /// Why the worker itself has not said what it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
+    /// Why tasks that had ended by then are not named, or not all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_unknown: Option<String>,
 }
 
-/// One task that a drifted worker holds.
+/// One task that a drifted worker has, or had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExposedTask {
     /// Celery's task id.
     pub id: String,
     /// The task's name.
     pub name: String,
-    /// Whether it was already running (`active`) or only prefetched (`reserved`).
+    /// Whether it was already running (`active`). If not, it was only prefetched (`reserved`), or has ended.
     pub active: bool,
     /// When it was started, by the worker's clock; null for one that was only prefetched.
     pub started_at: Option<Timestamp>,
+    /// When it had ended, by the worker's clock; null for one that has not, as far as is known.
+    pub ended_at: Option<Timestamp>,
     /// Since when it is in doubt.
     pub since: Since,
+}
+
+impl ExposedTask {
+    /// The last moment of which it is known that the task ran; `None` for one that runs, or waits to.
+    pub fn over_at(&self) -> Option<Timestamp> {
+        self.ended_at.or(self.started_at).filter(|_| !self.active)
+    }
 }
 
 /// When a task was started, as far as that matters.

@@ -51,12 +51,17 @@ pub fn unwrap(text: &[u8]) -> Option<Message> {
     Some(Message { body, headers, exchange, routing_key })
 }
 
-/// The event, as JSON, that has come on a pattern that was subscribed to.
+/// What has come on a pattern that was subscribed to.
+pub fn by_pattern(push: &PushInfo) -> Option<&[u8]> {
+    match push.data.get(2) {
+        Some(Reply::BulkString(text)) if push.kind == PushKind::PMessage => Some(text),
+        Some(_) | None => None,
+    }
+}
+
+/// The event, as JSON, that has come so.
 pub fn event(push: &PushInfo) -> Option<Value> {
-    let Some(Reply::BulkString(text)) = push.data.get(2).filter(|_| push.kind == PushKind::PMessage) else {
-        return None;
-    };
-    serde_json::from_slice(&unwrap(text)?.body).ok()
+    serde_json::from_slice(&unwrap(by_pattern(push)?)?.body).ok()
 }
 
 /// The PUB/SUB channel of a fanout exchange. Celery's own options are kombu's defaults: `fanout_prefix` and

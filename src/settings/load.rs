@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::{Path as FilePath, PathBuf},
 };
 
 use config::{Config, ConfigError, Source as Origin, Value as Merged, ValueKind};
 use toml::{Table, Value};
 
 use super::{
-    Problem, Problems, Settings, ShownValue,
+    Broker, Problem, Problems, Settings, ShownValue,
     layer::Layer,
     path::Path,
     problem::{Findings, Place, Places},
@@ -55,8 +55,39 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong, at once. Only where a file is no TOML at all, what depends on several layers is left out.
 pub fn load(source: &Source) -> Result<Loaded, Problems> {
+    loaded(source, None)
+}
+
+/// The same with this text in place of what the file of this name says.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_text(source: &Source, path: &FilePath, text: &str) -> Result<Loaded, Problems> {
+    loaded(source, Some((path, text)))
+}
+
+/// Where the broker is, as all layers but a file say, and each of their values.
+///
+/// # Errors
+/// Everything that is wrong with those layers, and with what they say of the broker.
+pub fn broker(source: &Source) -> Result<(Broker, Vec<ShownValue>), Problems> {
     let mut findings = Findings::default();
-    let (merged, file) = layers(source, &mut findings);
+    let source = Source { file: None, search: Vec::new(), ..source.clone() };
+    let (merged, _) = layers(&source, None, &mut findings);
+    let outcome = merged.and_then(|merged| {
+        let (raw, places, values) = read(merged, &source, &mut findings)?;
+        validate::broker_alone(raw.broker, &places, &mut findings).map(|broker| (broker, values))
+    });
+    match (findings.into_problems(), outcome) {
+        (Some(problems), _) => Err(problems),
+        (None, Some(found)) => Ok(found),
+        (None, None) => Err(defect()),
+    }
+}
+
+fn loaded(source: &Source, text: Option<(&FilePath, &str)>) -> Result<Loaded, Problems> {
+    let mut findings = Findings::default();
+    let (merged, file) = layers(source, text, &mut findings);
     let outcome = merged.and_then(|merged| finish(merged, source, &mut findings));
     if file.is_none() && source.file.is_none() && !findings.is_empty() {
         let searched: Vec<_> = source.search.iter().map(|path| path.display().to_string()).collect();
@@ -66,13 +97,17 @@ pub fn load(source: &Source) -> Result<Loaded, Problems> {
     match (findings.into_problems(), outcome) {
         (Some(problems), _) => Err(problems),
         (None, Some((settings, values))) => Ok(Loaded { settings, values, file }),
-        (None, None) => Err(Problems::from(Problem {
-            place: None,
-            key: String::new(),
-            what: "the settings could not be put together".to_owned(),
-            remedy: "report this as a defect of worker-gate".to_owned(),
-        })),
+        (None, None) => Err(defect()),
     }
+}
+
+fn defect() -> Problems {
+    Problems::from(Problem {
+        place: None,
+        key: String::new(),
+        what: "the settings could not be put together".to_owned(),
+        remedy: "report this as a defect of worker-gate".to_owned(),
+    })
 }
 
 /// The values of all layers with their places.
@@ -82,10 +117,16 @@ struct Sum {
 }
 
 /// Reads and merges the layers. No sum if a file cannot be read: what it says is not known then.
-fn layers(source: &Source, findings: &mut Findings) -> (Option<Sum>, Option<PathBuf>) {
+fn layers(source: &Source, text: Option<(&FilePath, &str)>, findings: &mut Findings) -> (Option<Sum>, Option<PathBuf>) {
     let Some(mut layers) = sources::defaults(DEFAULTS, findings).map(|layer| vec![layer]) else { return (None, None) };
     let (mut readable, mut file) = (true, None);
-    if let Some((path, opened)) = sources::find(source.file.as_deref(), &source.search, findings) {
+    if let Some((path, text)) = text {
+        match sources::document(path, text, findings) {
+            Some(layer) => layers.push(layer),
+            None => readable = false,
+        }
+        file = Some(path.to_owned());
+    } else if let Some((path, opened)) = sources::find(source.file.as_deref(), &source.search, findings) {
         match sources::file(&path, opened, findings) {
             Some(layer) => layers.push(layer),
             None => readable = false,
@@ -131,7 +172,13 @@ fn fill_from_celery(source: &Source, sum: &mut Sum) {
     }
 }
 
-fn finish(mut sum: Sum, source: &Source, findings: &mut Findings) -> Option<(Settings, Vec<ShownValue>)> {
+fn finish(sum: Sum, source: &Source, findings: &mut Findings) -> Option<(Settings, Vec<ShownValue>)> {
+    let (raw, places, values) = read(sum, source, findings)?;
+    validate::settings(raw, &places, findings).map(|settings| (settings, values))
+}
+
+/// The values with their types, and as people read them.
+fn read(mut sum: Sum, source: &Source, findings: &mut Findings) -> Option<(Raw, Places, Vec<ShownValue>)> {
     if let Some(name) = sum.table.get_mut("gate").and_then(|gate| gate.get_mut("name"))
         && name.as_str() == Some("")
     {
@@ -140,17 +187,16 @@ fn finish(mut sum: Sum, source: &Source, findings: &mut Findings) -> Option<(Set
     }
     fill(&ROOT, &Path::default(), &mut sum.table, &mut sum.places);
     let values = show::values(&sum.table, &sum.places);
-    let raw: Raw = match serde_path_to_error::deserialize(Value::Table(sum.table)) {
-        Ok(raw) => raw,
+    match serde_path_to_error::deserialize(Value::Table(sum.table)) {
+        Ok(raw) => Some((raw, sum.places, values)),
         Err(error) => {
             // The strict reading has refused everything that could bring us here. The cause is left out: it may
             // quote a value.
             let remedy = "report this as a defect of worker-gate";
             findings.unusable(None, &Path::of([error.path().to_string().as_str()]), "cannot be read", remedy);
-            return None;
+            None
         }
-    };
-    validate::settings(raw, &sum.places, findings).map(|settings| (settings, values))
+    }
 }
 
 /// Adds what checks and workers need and do not say.

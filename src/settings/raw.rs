@@ -144,6 +144,7 @@ pub(super) struct Worker {
     pub(super) offline_after: Duration,
     pub(super) queue_arguments: toml::Table,
     pub(super) on_quarantine: OnQuarantine,
+    pub(super) task_events: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -124,6 +124,7 @@ static WORKER: &[Field] = &[
     or("offline_after", Kind::Duration(1), "\"10s\""),
     or("queue_arguments", Kind::Free, "{}"),
     or("on_quarantine", Kind::OneOf(&["drain", "recycle"]), "\"drain\""),
+    or("task_events", Kind::Bool, "false"),
 ];
 
 static INTAKE: &[Field] = &[

@@ -128,7 +128,7 @@ fn everything_that_the_documentation_shows_is_read() {
     assert_eq!(image.manifest, PathBuf::from("/etc/worker-gate/image.json"));
     let worker = &workers[0];
     assert_eq!((worker.name.as_str(), worker.run_as.user.as_deref()), ("codex-0@host-1", Some("celery")));
-    assert_eq!(worker.on_quarantine, OnQuarantine::Drain);
+    assert_eq!((worker.on_quarantine, worker.task_events), (OnQuarantine::Drain, true));
     let EdgeKind::Route(intake) = &worker.edge else { panic!("{:?}", worker.edge) };
     assert_eq!((intake.exchange.as_str(), intake.kind), ("codex", IntakeType::Direct));
 }

@@ -45,6 +45,11 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
     })
 }
 
+/// Checks what is said of the broker and nothing else. `None` only after a problem was noted.
+pub(super) fn broker_alone(raw: raw::Broker, places: &Places, findings: &mut Findings) -> Option<Broker> {
+    broker(raw, &mut Look { places, findings })
+}
+
 /// What the validators share: who said what, and where problems go.
 struct Look<'a> {
     places: &'a Places,

@@ -182,10 +182,16 @@ fn a_failed_check_shuts_first_and_says_why_once_the_broker_has_confirmed() {
         name: "app.build".to_owned(),
         active: ms.is_some(),
         started_at: ms.map(|ms| at(ms).wall),
+        ended_at: None,
         since: Since::Drift,
     };
     let exposed = [("a", Some(100)), ("b", Some(250)), ("c", Some(305)), ("d", None)];
-    let exposed = Some(Exposed::Tasks(exposed.into_iter().map(|(id, ms)| started(id, ms)).collect()));
+    let mut tasks: Vec<_> = exposed.into_iter().map(|(id, ms)| started(id, ms)).collect();
+    for (id, start, end) in [("e", 100, Some(194)), ("f", 100, Some(196)), ("g", 100, None), ("h", 250, None)] {
+        let ended_at = end.map(|ms| at(ms).wall);
+        tasks.push(ExposedTask { active: false, ended_at, ..started(id, Some(start)) });
+    }
+    let exposed = Some(Exposed { tasks: Some(tasks), ..Exposed::default() });
     let step = gate.step(at(310), edge(EdgeReport::Settled { change: 2, account, exposed, blocked: true }));
     assert_eq!(kinds(&step), [FactKind::WorkerQuarantined]);
     let record = step.facts[0].record.clone().unwrap();
@@ -193,9 +199,12 @@ fn a_failed_check_shuts_first_and_says_why_once_the_broker_has_confirmed() {
     assert_eq!(record.latency_ms, Some(2.0));
     assert!(record.broker_blocked);
     assert_eq!((record.seen_at, record.proven_at), (Some(at(300).wall), Some(at(195).wall)));
-    let Some(Exposed::Tasks(tasks)) = &record.exposed else { panic!("{:?}", record.exposed) };
-    let since: Vec<_> = tasks.iter().map(|task| task.since).collect();
-    assert_eq!(since, [Since::Before, Since::Evidence, Since::Drift, Since::Drift]);
+    let tasks = record.exposed.unwrap().tasks.unwrap();
+    let told: Vec<_> = tasks.iter().map(|task| (task.id.as_str(), task.since)).collect();
+    let running = [("a", Since::Before), ("b", Since::Evidence), ("c", Since::Drift), ("d", Since::Drift)];
+    // Two were over while all was proven; of one of them the end was not heard.
+    let over = [("f", Since::Before), ("h", Since::Evidence)];
+    assert_eq!(told, [&running[..], &over[..]].concat());
     let reason = record.reason.unwrap();
     assert_eq!((reason.code, reason.remedy.as_str()), (Code::CheckFailed, "codex login"));
     assert!(record.failure_message.unwrap().contains("codex login status: exit code 1"));

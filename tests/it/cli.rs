@@ -69,9 +69,19 @@ fn wrong_usage_ends_with_64_and_help_with_0() {
         assert!(!stdout(&assert).is_empty(), "{asked:?}");
     }
     let help = stdout(&gate(&folder, &["--help"]).assert());
-    for command in
-        ["run", "check", "profile", "status", "events", "audit", "rehome", "config", "completions", "78 settings wrong"]
-    {
+    for command in [
+        "run",
+        "check",
+        "profile",
+        "status",
+        "events",
+        "audit",
+        "rehome",
+        "init",
+        "config",
+        "completions",
+        "78 settings wrong",
+    ] {
         assert!(help.contains(command), "{command} is not in the help");
     }
 }

@@ -97,6 +97,7 @@ fn quarantined() -> Record {
         name: "app.build".into(),
         active: true,
         started_at: None,
+        ended_at: None,
         since: Since::Drift,
     };
     Record {
@@ -116,7 +117,7 @@ fn quarantined() -> Record {
         command: None,
         intake: None,
         account: Some(Account { before: 3, moved: 2, left: 0, taken: 1 }),
-        exposed: Some(Exposed::Tasks(vec![task])),
+        exposed: Some(Exposed { tasks: Some(vec![task]), ..Exposed::default() }),
         broker_blocked: false,
         moving: None,
         seen_at: None,

@@ -3,9 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
@@ -16,7 +15,7 @@ use crate::support::{
     celery::venv,
     field::{Field, Kind, for_each_edge},
     gate::{Gate, Host, MANAGED},
-    process::run,
+    process::{run, run_with},
     proxy::{Mode, Proxy},
     rabbitmq::Broker,
     redis::Redis,
@@ -266,7 +265,7 @@ impl Samples {
     #[track_caller]
     fn of(gate: &Gate) -> Self {
         let classic = gate.get("/metrics").unwrap().1;
-        feed(promtool(&["check", "metrics"]), &classic);
+        run_with(promtool(&["check", "metrics"]), &classic);
         let (classic, open) =
             (Self::parsed("classic", &classic), Self::parsed("open", &gate.get_as("/metrics", OPEN).unwrap().1));
         // What is known only since the first of the two may have come with the second.
@@ -292,7 +291,7 @@ impl Samples {
     fn parsed(form: &str, text: &str) -> Self {
         let mut command = Command::new(venv().join("bin/python"));
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/read_metrics.py")).arg(form);
-        let samples = feed(command, text);
+        let samples = run_with(command, text);
         let all: Vec<_> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert!(all.len() > 20, "{samples}");
         Self(all.into_iter().map(|(name, labels, value): (String, _, f64)| ((name, labels), value)).collect())
@@ -307,17 +306,4 @@ impl Samples {
         let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         self.0.get(&(format!("worker_gate_{name}"), labels)).copied()
     }
-}
-
-/// Runs a command with this on its standard input; panics if it fails.
-#[track_caller]
-fn feed(mut command: Command, input: &str) -> String {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // Smaller than a pipe's buffer, or read as it comes: it need not be written by another thread.
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{said}{complaint}\n{input}", output.status);
-    said
 }

@@ -24,6 +24,7 @@ for_each_edge! {
     a_recycled_worker_gives_back_what_waits_and_is_told_of_when_it_is_back
     a_worker_without_remote_control_is_recycled_by_sigterm_and_finishes_what_runs
     what_a_worker_had_is_named_with_its_start_and_found_again_in_the_audit_log
+    what_had_ended_since_the_last_good_evidence_is_named_by_the_workers_task_events
 }
 
 /// Every worker is made to start anew when it is quarantined.
@@ -104,10 +105,77 @@ fn what_a_worker_had_is_named_with_its_start_and_found_again_in_the_audit_log(ki
     let listed = field.host(0).command(&field.settings(), &["audit", "--worker", &field.name(0), "--exposed"]);
     let listed = String::from_utf8(listed.stdout).unwrap();
     let ids: Vec<_> = tasks.iter().map(|task| task["id"].as_str().unwrap()).collect();
-    assert_eq!(listed.lines().count(), ids.len(), "{listed}");
+    assert_eq!(listed.lines().count(), ids.len() + 1, "{listed}");
+    assert!(listed.ends_with("what had ended is unknown: the setting workers.task_events is off\n"), "{listed}");
     for id in ids {
         assert!(listed.lines().any(|line| line.contains(id) && line.contains("profile_drifted")), "{listed}");
     }
+}
+
+fn what_had_ended_since_the_last_good_evidence_is_named_by_the_workers_task_events(kind: Kind) {
+    const TASKS: usize = 3;
+    // Where each worker has its key, every other one is for the other worker.
+    let sent = if kind == Kind::Route { 6 } else { 3 };
+    let field = Field::new(kind);
+    let app = field.app();
+    let start = |options: &[&str]| app.worker(&field.lane(0), &field.name(0), options);
+    // Before the gate, so that Celery's exchange for events is there.
+    let mut worker = start(&["-c", "1", "-E"]);
+    let settings = field.settings().replace("edge = \"", "task_events = true\nedge = \"");
+    let settings =
+        settings.replace("every = \"1s\"", "every = \"90s\"").replace("max_age = \"20s\"", "max_age = \"180s\"");
+    let gate = field.host(0).start(&settings);
+    field.wait_until_both_are(&gate, "admitted");
+    let facts = field.facts();
+    let work = |prefix: &str| {
+        let before = app.runs().len();
+        field.send(&app, "app.mark", prefix, sent, &[]);
+        until(SOON, "the worker has run them", || app.runs().len() == before + TASKS);
+        // It tells so a moment after it has.
+        throughout(Duration::from_millis(500), "nothing else runs", || app.runs().len() == before + TASKS);
+    };
+    let quarantined = |n: usize| {
+        field.host(0).set_profile(DRIFTED);
+        let fact = facts.nth(SOON, "worker-quarantined", &field.name(0), n).body;
+        field.host(0).set_profile(MANAGED);
+        field.wait_until_both_are(&gate, "admitted");
+        fact
+    };
+    work("a");
+    let fact = quarantined(0);
+    let over = |fact: &Value| {
+        let tasks = fact["exposed"]["tasks"].as_array().unwrap_or_else(|| panic!("{fact}")).iter();
+        tasks.filter(|task| task["active"] == false && task["ended_at"].is_string()).cloned().collect::<Vec<_>>()
+    };
+    let ended = over(&fact);
+    assert_eq!(ended.len(), TASKS, "{fact}");
+    let time = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{fact}")).parse::<jiff::Timestamp>().unwrap();
+    for task in &ended {
+        assert!(task["name"].as_str().unwrap().ends_with("mark") && task["since"] == "evidence", "{fact}");
+        assert!(time(&fact["proven_at"]) <= time(&task["started_at"]), "{fact}");
+        assert!(time(&task["started_at"]) <= time(&task["ended_at"]), "{fact}");
+    }
+    assert_eq!(fact["exposed"]["ended_unknown"], Value::Null, "{fact}");
+    // With evidence that is newer than its end, nothing of it is in doubt.
+    assert_eq!(field.host(0).command(&settings, &["recheck", &field.name(0)]).status.code(), Some(0));
+    gate.wait_for(SOON, &field.name(0), "it is checked again", |record| {
+        let ran = |check: &Value| time(&check["checked_at"]) > time(&ended[TASKS - 1]["ended_at"]);
+        record["checks"].as_object().unwrap().values().all(ran)
+    });
+    assert_eq!(over(&quarantined(1)), Vec::<Value>::new());
+    // One that sends no task events is told to, and does from then on.
+    drop(worker);
+    worker = start(&["-c", "1"]);
+    work("b");
+    let fact = quarantined(2);
+    assert!(over(&fact).is_empty(), "{fact}");
+    assert!(fact["exposed"]["ended_unknown"].as_str().unwrap_or_default().contains("-E"), "{fact}");
+    work("c");
+    assert_eq!(over(&quarantined(3)).len(), TASKS);
+    let listed = field.host(0).command(&settings, &["audit", "--worker", &field.name(0), "--exposed"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert_eq!(listed.lines().filter(|line| line.contains("  over  ")).count(), TASKS * 2, "{listed}");
+    drop(worker);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use lapin::{
     BasicProperties, Channel, Consumer, ExchangeKind,
     message::Delivery,
@@ -25,8 +25,9 @@ use crate::{
     edge::{
         celery::{self, EVENTS, PIDBOX, REPLIES},
         fault::{Fault, is_refusal, within},
-        rabbitmq::wire,
+        rabbitmq::{route::names::owner_queue, wire},
     },
+    model::WorkerName,
     report::outbox::declare,
     settings::{self, BrokerUrl},
 };
@@ -34,6 +35,8 @@ use crate::{
 /// How often a gate's last word is looked for: while another asker reads it, it is not there.
 const READS: u32 = 4;
 const READ_AGAIN: Duration = Duration::from_millis(25);
+/// So many owner queues are looked for at once, each on a channel of its own.
+const LOOKS: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Asker {
@@ -195,6 +198,20 @@ impl Asker {
             sleep(READ_AGAIN).await;
         }
         Ok(beats)
+    }
+
+    /// The owner queue is exclusive, so whoever looks for it is told that it is not there (404), or that it is somebody's (405).
+    pub(super) async fn unowned(&self, workers: &BTreeSet<WorkerName>) -> Result<BTreeSet<WorkerName>, Fault> {
+        let look = |worker: WorkerName| async move {
+            match wire::count_if_there(&self.link, &owner_queue(worker.as_str())).await {
+                Ok(None) => Ok(Some(worker)),
+                Ok(Some(_)) => Ok(None),
+                Err(Fault::Command { error, .. }) if is_refusal(&error, 405) || is_refusal(&error, 403) => Ok(None),
+                Err(fault) => Err(fault),
+            }
+        };
+        let looks = stream::iter(workers.iter().cloned().map(look)).buffer_unordered(LOOKS);
+        looks.try_filter_map(async |worker| Ok(worker)).try_collect().await
     }
 
     pub(super) async fn close(self, limit: Duration) {

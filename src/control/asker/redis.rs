@@ -20,7 +20,9 @@ use crate::{
     edge::{
         celery::{self, EVENTS, PIDBOX},
         fault::Fault,
+        redis::keys::owner_key,
     },
+    model::WorkerName,
     redis::{self, Link, Pushes, envelope, envelope::fanout_channel},
     settings::Broker,
 };
@@ -74,7 +76,7 @@ impl Asker {
         let mut connection = self.link.connection();
         let said: HashMap<String, Vec<u8>> = match cmd("HGETALL").arg(&key).query_async(&mut connection).await {
             Ok(said) => said,
-            Err(error) if error.kind() == ::redis::ErrorKind::Server(::redis::ServerErrorKind::NoPerm) => return Ok(()),
+            Err(error) if is_refused(&error) => return Ok(()),
             Err(error) => return Err(failed("call the roll of gates")(error)),
         };
         let now = Timestamp::now();
@@ -157,6 +159,18 @@ impl Asker {
         gates.iter().filter_map(beat).collect()
     }
 
+    pub(super) async fn unowned(&self, workers: &BTreeSet<WorkerName>) -> Result<BTreeSet<WorkerName>, Fault> {
+        let mut look = cmd("MGET");
+        look.arg(workers.iter().map(|worker| owner_key(&self.prefix, worker.as_str())).collect::<Vec<_>>());
+        let owners: Vec<Option<Vec<u8>>> = match look.query_async(&mut self.link.connection()).await {
+            Ok(owners) => owners,
+            Err(error) if is_refused(&error) => return Ok(BTreeSet::new()),
+            Err(error) => return Err(failed("find out who owns workers")(error)),
+        };
+        let unowned = workers.iter().zip(owners).filter(|(_, owner)| owner.is_none());
+        Ok(unowned.map(|(worker, _)| worker.clone()).collect())
+    }
+
     pub(super) async fn close(self) {
         if self.pinged {
             // What comes later than this is nobody's.
@@ -165,6 +179,10 @@ impl Asker {
             let _ = cmd("DEL").arg(list).query_async::<i64>(&mut self.link.connection()).await;
         }
     }
+}
+
+fn is_refused(error: &::redis::RedisError) -> bool {
+    error.kind() == ::redis::ErrorKind::Server(::redis::ServerErrorKind::NoPerm)
 }
 
 fn heard(push: &::redis::PushInfo) -> Option<Heard> {

@@ -12,9 +12,12 @@ use crate::{
     edge::{
         celery::{self, EVENTS, PIDBOX, REPLIES},
         held,
-        rabbitmq::route::{
-            names::{Names, feed_exchange},
-            rehome,
+        rabbitmq::{
+            kept,
+            route::{
+                names::{Names, feed_exchange},
+                rehome,
+            },
         },
     },
     settings::{EdgeKind, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
@@ -106,6 +109,9 @@ fn of_gate(settings: &Settings, url: &AmqpUrl) -> Grant {
     ]);
     for worker in &settings.workers {
         own.extend(names_of(worker));
+        if worker.task_events {
+            own.extend([kept::TASKS.to_owned(), kept::queue(worker.name.as_str()).to_string()]);
+        }
     }
     let (mut write, mut read) = (own.clone(), own.clone());
     write.extend([ANONYMOUS.to_owned(), PIDBOX.to_owned()]);

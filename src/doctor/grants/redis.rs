@@ -36,7 +36,7 @@ const GATE: &str = "+ping +select +info +role +client|setname +client|tracking +
                     +xadd +xlen +xrange +xrevrange +xread +time +scan +hset +hgetall +hdel";
 /// What `status`, `hold`, `release`, `recheck` and `events` do.
 const OPERATE: &str = "+ping +select +info +role +client|setname +publish +subscribe +psubscribe +unsubscribe +punsubscribe \
-                       +rpop +del +hgetall +hdel +xlen +xrange +xrevrange +xread +xreadgroup +xgroup +xack +time";
+                       +rpop +del +mget +hgetall +hdel +xlen +xrange +xrevrange +xread +xreadgroup +xgroup +xack +time";
 
 pub(super) fn grants(settings: &Settings, url: Option<&RedisUrl>) -> (Vec<String>, Vec<Grant>) {
     let names = Names { broker: &settings.broker, db: url.map_or(0, |url| url.db) };
@@ -159,6 +159,9 @@ fn of_gate(names: &Names<'_>, settings: &Settings, url: Option<&RedisUrl>) -> Gr
     rules.push(format!("~{}", glob(&stream(&names.broker.global_keyprefix, &settings.events.exchange))));
     let events = &settings.events.exchange;
     rules.extend([names.channel(PIDBOX, ""), names.channel(EVENTS, "worker.*")]);
+    if settings.workers.iter().any(|worker| worker.task_events) {
+        rules.push(names.channel(EVENTS, "task.*"));
+    }
     rules.extend([names.channel(events, ""), names.channel(events, "*")]);
     rules.push(format!("~{}", glob(&gates(&names.broker.global_keyprefix))));
     rules.extend([names.channel(EXCHANGE, ""), names.channel(ANSWERS, "*")]);
@@ -173,6 +176,7 @@ fn of_operator(names: &Names<'_>, settings: &Settings) -> Grant {
     rules.push(format!("~{}worker-gate.answers.doctor.*", glob(prefix)));
     rules.push(format!("~{}", glob(&gates(prefix))));
     rules.push(format!("~{}", glob(&stream(prefix, events))));
+    rules.push(format!("%R~{}*", glob(&keys::owner_key(prefix, ""))));
     rules.extend([names.channel(EXCHANGE, ""), names.channel(ANSWERS, "*")]);
     rules.extend([names.channel(PIDBOX, ""), names.channel(EVENTS, "worker.*")]);
     let notes = vec![

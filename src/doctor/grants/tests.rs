@@ -101,6 +101,7 @@ fn an_operator_asks_gates_and_reaches_no_message_of_anybodys() {
     let text = printed("url = \"redis://gate:hunter2@h/5\"", FEED);
     let operator: Vec<&str> = lines(&text)[3].split(' ').collect();
     assert!(operator.contains(&"&/5.worker-gate.control") && !operator.contains(&"+evalsha"), "{operator:?}");
+    assert!(operator.contains(&"%R~worker-gate.owner.*"), "who owns a worker is read and never written: {operator:?}");
 }
 
 #[test]

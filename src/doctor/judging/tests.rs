@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    doctor::intakes,
+    doctor::{intakes, told::Queue},
     settings::{Source, load},
 };
 
@@ -25,13 +25,18 @@ intake = {{ queue = "codex" }}
     load(&Source { file: Some(file), hostname: "h".into(), ..Source::default() }).unwrap().settings
 }
 
+fn queues(names: &[&str]) -> Vec<Queue> {
+    names.iter().map(|name| Queue { name: (*name).to_owned(), ..Queue::default() }).collect()
+}
+
 /// A worker that is as it should be.
 fn worker(queue: &str) -> Told {
     Told {
-        queues: Some(BTreeSet::from([queue.to_owned()])),
+        queues: Some(queues(&[queue])),
         prefetch: Some((2, 2)),
         early: Some(BTreeSet::new()),
         beats: true,
+        ..Told::default()
     }
 }
 
@@ -58,7 +63,7 @@ fn workers_on_their_own_lanes_are_nothing_to_find() {
 
 #[test]
 fn who_consumes_the_intake_or_the_lane_of_another_is_found() {
-    let both = Told { queues: Some(["codex", "codex-0.lane"].map(str::to_owned).into()), ..worker("") };
+    let both = Told { queues: Some(queues(&["codex", "codex-0.lane"])), ..worker("") };
     assert_eq!(judged("", &own(both)), [("worker-bypass", true)]);
     assert_eq!(judged("", &seen(&[("x@h", worker("codex-0.lane"))])), [("worker-bypass", true)]);
     assert_eq!(judged("", &own(worker("celery"))), [("lane-not-consumed", false)]);

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// One finding for each intake at the most, since each shows one thing at a time.
-pub(super) async fn look(settings: &Settings, url: &AmqpUrl) -> Result<Vec<Finding>, DoctorError> {
+pub(crate) async fn look(settings: &Settings, url: &AmqpUrl) -> Result<Vec<Finding>, DoctorError> {
     let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
     for worker in &settings.workers {
         let EdgeKind::Route(intake) = &worker.edge else { continue };

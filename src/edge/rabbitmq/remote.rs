@@ -14,12 +14,13 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{links::Links, wire};
+use super::{kept, links::Links, wire};
 use crate::{
     amqp::Link,
     edge::{
         celery::{self, ANSWER_LIMIT, Command, REPLIES, ticket},
         fault::{Fault, within},
+        task_events,
     },
     failpoint,
     model::{Exposed, ExposedTask, WorkerName},
@@ -45,27 +46,43 @@ pub(in crate::edge) async fn send(
     sent.inspect(|_| failpoint::hit(command.sent()))
 }
 
-/// What the worker has prefetched or started.
-pub(crate) async fn exposed(links: &Links, worker: &WorkerName) -> Exposed {
+/// What the worker has prefetched or started, and, where its task events are kept, what had ended. `events` is whether they are, or
+/// why not.
+pub(crate) async fn exposed(links: &Links, worker: &WorkerName, events: Option<Result<(), String>>) -> Exposed {
     let node = Node::of(worker);
-    match tokio::time::timeout(ANSWER_LIMIT, ask(links, &node)).await {
-        Ok(Ok(Some(tasks))) => Exposed::Tasks(tasks),
-        Ok(Ok(None)) => Exposed::Unknown(format!(
-            "the worker has no mailbox {}; it is away, or has its remote control turned off",
-            node.mailbox
-        )),
-        Ok(Err(fault)) => Exposed::Unknown(format!("failed to ask the worker: {fault}")),
-        Err(_) => celery::silent(),
+    let (mut exposed, mut were_on) = (Exposed::default(), None);
+    match tokio::time::timeout(ANSWER_LIMIT, ask(links, &node, events.is_some())).await {
+        Ok(Ok(Some(answered))) => (exposed.tasks, were_on) = (Some(answered.0), answered.1),
+        Ok(Ok(None)) => {
+            exposed.unknown = Some(format!(
+                "the worker has no mailbox {}; it is away, or has its remote control turned off",
+                node.mailbox
+            ));
+        }
+        Ok(Err(fault)) => exposed.unknown = Some(format!("failed to ask the worker: {fault}")),
+        Err(_) => exposed.unknown = Some(celery::silent()),
     }
+    let Some(events) = events else {
+        exposed.ended_unknown = Some(task_events::OFF.to_owned());
+        return exposed;
+    };
+    let kept = match events {
+        Ok(()) => kept::read(links, worker).await.map_err(|fault| format!("failed to {fault}")),
+        Err(why) => Err(why),
+    };
+    task_events::add(&mut exposed, &node.name, kept.as_ref().map_err(String::as_str), were_on);
+    exposed
 }
 
-/// `None` if the worker has no mailbox.
-async fn ask(links: &Links, node: &Node) -> Result<Option<Vec<ExposedTask>>, Fault> {
+/// What it has, and whether it has sent task events; `None` if the worker has no mailbox.
+async fn ask(links: &Links, node: &Node, events: bool) -> Result<Option<(Vec<ExposedTask>, Option<bool>)>, Fault> {
     let remote = links.remote().await?;
+    let enable = async { if events { remote.ask(node, celery::ENABLE_EVENTS).await } else { Ok(None) } };
     // `active` is asked last: a task that moves from reserved to active in between is then seen twice rather than never.
-    let (reserved, active) = tokio::try_join!(biased; remote.ask(node, "reserved"), remote.ask(node, "active"))?;
+    let (reserved, active, enabled) =
+        tokio::try_join!(biased; remote.ask(node, "reserved"), remote.ask(node, "active"), enable)?;
     let (Some(reserved), Some(active)) = (reserved, active) else { return Ok(None) };
-    Ok(Some(celery::tasks(&reserved, &active)))
+    Ok(Some((celery::tasks(&reserved, &active), enabled.as_ref().and_then(celery::were_events_on))))
 }
 
 /// A worker as Celery knows it.

@@ -11,6 +11,7 @@ use super::{
     binding::Binding,
     fault,
     feeder::{Feeder, News, PutBack, put_back},
+    kept::Keeper,
     keys::{self, Keys},
     links::{Links, time_to_live},
     mended,
@@ -87,6 +88,7 @@ impl Feed {
         let limits = (feed.depth, feed.offline_after);
         let news = links.feeder.add(&worker.name, Arc::clone(&serving.keys), &serving.value, &worker.lane, limits);
         let _fed = Fed { feeder: &links.feeder, worker: worker.name.clone() };
+        let _kept = worker.task_events.then(|| Kept::begin(links.keeper(), worker));
         serving.reconcile(news, binding.as_ref(), ends, stop).await?;
         serving.let_go(ends).await
     }
@@ -131,6 +133,25 @@ struct Fed<'a> {
 impl Drop for Fed<'_> {
     fn drop(&mut self) {
         self.feeder.remove(&self.worker);
+    }
+}
+
+/// Its task events are kept as long as it is served.
+struct Kept<'a> {
+    keeper: &'a Keeper,
+    worker: &'a WorkerName,
+}
+
+impl<'a> Kept<'a> {
+    fn begin(keeper: &'a Keeper, worker: &'a Worker) -> Self {
+        keeper.add(&worker.name);
+        Self { keeper, worker: &worker.name }
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.keeper.remove(self.worker);
     }
 }
 
@@ -214,11 +235,13 @@ impl Serving<'_> {
             ends.tell(name, EdgeReport::Settled { change, account, exposed: None, blocked: false }).await;
             return Ok(());
         }
-        let (remote, reports, name) = (Arc::clone(&self.links.remote), ends.reports.clone(), name.clone());
+        let (links, reports, name) = (Arc::clone(self.links), ends.reports.clone(), name.clone());
+        let events = self.edge.worker.task_events;
         let (asked, answered) = oneshot::channel();
         // Apart: a worker that is away or deaf holds up no edge.
         tokio::spawn(async move {
-            let exposed = Some(remote.exposed(&name).await);
+            let keeper = events.then(|| links.keeper());
+            let exposed = Some(links.remote.exposed(&name, keeper).await);
             let _ = reports.send((name, EdgeReport::Settled { change, account, exposed, blocked: false })).await;
             // Whether anybody waits for it is no matter.
             let _ = asked.send(());

@@ -25,11 +25,11 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn new(broker: &Broker, worker: &Worker, feed: &Feed) -> Self {
-        let key = |purpose: &str| format!("{}worker-gate.{purpose}.{}", broker.global_keyprefix, worker.name);
+        let prefix = &broker.global_keyprefix;
         Self {
-            owner: key("owner"),
-            fence: key("fence"),
-            edge: key("edge"),
+            owner: owner_key(prefix, worker.name.as_str()),
+            fence: key(prefix, "fence", worker.name.as_str()),
+            edge: key(prefix, "edge", worker.name.as_str()),
             intake: lists(broker, &source(worker, feed)),
             lane: lists(broker, &worker.lane),
         }
@@ -39,6 +39,15 @@ impl Keys {
     pub(super) fn for_scripts(&self) -> impl Iterator<Item = &String> {
         [&self.owner, &self.edge].into_iter().chain(&self.intake).chain(&self.lane)
     }
+}
+
+fn key(prefix: &str, purpose: &str, worker: &str) -> String {
+    format!("{prefix}worker-gate.{purpose}.{worker}")
+}
+
+/// The key that says who owns a worker.
+pub(crate) fn owner_key(prefix: &str, worker: &str) -> String {
+    key(prefix, "owner", worker)
 }
 
 /// The queue from which the gate moves: the shared one, or one of its own to which it binds the exchange.

@@ -3,12 +3,15 @@
 //! Two, because a command waits behind everything that was sent before it on the same connection: `feed` owns, opens, shuts
 //! and moves; `talk` publishes events and speaks with Celery's workers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{feeder::Feeder, mended, remote::Remote};
+use super::{feeder::Feeder, kept::Keeper, mended, remote::Remote};
 use crate::{
     edge::{fault::Fault, links::Connect},
     redis::{self, Link},
@@ -30,6 +33,10 @@ pub struct Links {
     pub(super) feeder: Arc<Feeder>,
     /// The way to Celery's workers.
     pub(super) remote: Arc<Remote>,
+    /// Keeps task events, once a worker's are wanted.
+    keeper: OnceLock<Keeper>,
+    gate: String,
+    db: u32,
     /// What goes before the events.
     pub rush: Rush,
     /// As whom the gate is logged in, for remedies.
@@ -89,7 +96,8 @@ impl Connect for Links {
         }));
         let tasks = tasks.into_iter().map(AbortOnDropHandle::new).collect();
         let rush = Rush::default();
-        Ok(Self { feed, talk, feeder, remote, rush, user, broker: broker.clone(), ended, _tasks: tasks })
+        let (keeper, gate, broker) = (OnceLock::new(), gate.to_owned(), broker.clone());
+        Ok(Self { feed, talk, feeder, remote, keeper, gate, db, rush, user, broker, ended, _tasks: tasks })
     }
 
     async fn lost(&self) -> String {
@@ -110,6 +118,13 @@ impl Connect for Links {
 
     async fn goodbye(&self) {
         self.feeder.end();
+    }
+}
+
+impl Links {
+    /// Keeps task events, from the first call on.
+    pub(super) fn keeper(&self) -> &Keeper {
+        self.keeper.get_or_init(|| Keeper::begin(self.broker.clone(), self.db, &self.gate))
     }
 }
 

@@ -17,11 +17,12 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{fault, feeder::Feeder};
+use super::{fault, feeder::Feeder, kept::Keeper};
 use crate::{
     edge::{
         celery::{self, ANSWER_LIMIT, Command, EVENTS, PIDBOX, TICKET},
         fault::Fault,
+        task_events,
     },
     failpoint,
     model::{Exposed, WorkerName},
@@ -91,15 +92,32 @@ impl Remote {
         Some(celery::queues(&answer).values().any(|queues| queues.contains(lane)))
     }
 
-    /// What the worker has prefetched or started.
-    pub(super) async fn exposed(&self, worker: &WorkerName) -> Exposed {
+    /// What the worker has prefetched or started, and, where its task events are kept, what had ended.
+    pub(super) async fn exposed(&self, worker: &WorkerName, keeper: Option<&Keeper>) -> Exposed {
+        let enable = async {
+            let asked = keeper.is_some();
+            if asked { self.ask(worker, celery::ENABLE_EVENTS).await.map(Some) } else { Ok(None) }
+        };
         // `active` is asked last: a task that moves from reserved to active in between is then seen twice rather than never.
-        let asking = async { tokio::try_join!(biased; self.ask(worker, "reserved"), self.ask(worker, "active")) };
+        let asking =
+            async { tokio::try_join!(biased; self.ask(worker, "reserved"), self.ask(worker, "active"), enable) };
+        let (mut exposed, mut were_on) = (Exposed::default(), None);
         match timeout(ANSWER_LIMIT, asking).await {
-            Ok(Ok((reserved, active))) => Exposed::Tasks(celery::tasks(&reserved, &active)),
-            Ok(Err(fault)) => Exposed::Unknown(format!("failed to ask the worker: {fault}")),
-            Err(_) => celery::silent(),
+            Ok(Ok((reserved, active, enabled))) => {
+                exposed.tasks = Some(celery::tasks(&reserved, &active));
+                were_on = enabled.as_ref().and_then(celery::were_events_on);
+            }
+            Ok(Err(fault)) => exposed.unknown = Some(format!("failed to ask the worker: {fault}")),
+            Err(_) => exposed.unknown = Some(celery::silent()),
         }
+        match keeper.map(|keeper| keeper.kept(worker)) {
+            Some(kept) => {
+                let (node, kept) = (celery::node(worker), kept.as_ref().map_err(String::as_str));
+                task_events::add(&mut exposed, &node, kept, were_on);
+            }
+            None => exposed.ended_unknown = Some(task_events::OFF.to_owned()),
+        }
+        exposed
     }
 
     /// Sends a command without an answer.

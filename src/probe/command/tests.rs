@@ -47,6 +47,7 @@ fn nobody() -> Option<Identity> {
         lane: "l".into(),
         edge: EdgeKind::Route(edge),
         queue_arguments: toml::Table::new(),
+        task_events: false,
         on_quarantine: OnQuarantine::Drain,
     };
     let gate = GateUser::current(None, Some("/usr/bin:/bin".into()));

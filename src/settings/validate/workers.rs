@@ -73,6 +73,7 @@ fn worker(path: &Path, raw: raw::Worker, transport: Option<Transport>, look: &mu
             RawOnQuarantine::Drain => OnQuarantine::Drain,
             RawOnQuarantine::Recycle => OnQuarantine::Recycle,
         },
+        task_events: raw.task_events,
     })
 }
 

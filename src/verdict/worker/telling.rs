@@ -19,7 +19,11 @@ impl Worker {
         if pending.kind == FactKind::WorkerQuarantined {
             record.seen_at = Some(now.wall_of(pending.seen));
             record.proven_at = pending.proven.map(|proven| now.wall_of(proven));
-            if let Some(Exposed::Tasks(tasks)) = &mut record.exposed {
+            if let Some(tasks) = record.exposed.as_mut().and_then(|exposed| exposed.tasks.as_mut()) {
+                // What was over while all was proven is in no doubt.
+                tasks.retain(|task| {
+                    task.over_at().is_none_or(|over| record.proven_at.is_none_or(|proven| over >= proven))
+                });
                 for task in tasks {
                     task.since = since(task.started_at, record.seen_at, record.proven_at);
                 }

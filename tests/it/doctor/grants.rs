@@ -51,7 +51,7 @@ struct Granted {
 impl Granted {
     fn new(kind: Kind) -> Self {
         let field = Field::new(kind);
-        let settings = field.settings_with(&url(&field, kind, "gate"));
+        let settings = with_task_events(&field.settings_with(&url(&field, kind, "gate")));
         let granted = Self { field, settings };
         let output = granted.field.host(0).command(&granted.settings, &["doctor", "--grants"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -81,6 +81,11 @@ impl Granted {
         };
         App::routed(url, json!({ "app.*": destination }))
     }
+}
+
+/// What takes the most rights.
+fn with_task_events(settings: &str) -> String {
+    settings.replace("\nedge = ", "\ntask_events = true\nedge = ")
 }
 
 fn url(field: &Field, kind: Kind, user: &str) -> String {
@@ -147,6 +152,11 @@ fn tasks_flow_and_wait_with_the_printed_rights_and_doctor_finds_nothing_in_them(
         (0..2).all(|n| runs.get(&format!("again{n}")) == Some(&2))
     });
 
+    if kind != Kind::FeedRedis {
+        until(LONG, "task events are kept", || {
+            (0..2).all(|n| field.vhost().count(&format!("worker-gate.tasks.{}", field.name(n))).is_some())
+        });
+    }
     let facts: Facts = field.facts();
     for host in field.hosts() {
         host.set_tool("speckit", "echo 'not installed'; exit 1\n");
@@ -155,6 +165,8 @@ fn tasks_flow_and_wait_with_the_printed_rights_and_doctor_finds_nothing_in_them(
     for n in 0..2 {
         let fact = facts.nth(SOON, "worker-quarantined", &field.name(n), 0);
         assert!(fact.body["exposed"]["tasks"].is_array(), "the worker has answered: {}", fact.body);
+        let unknown = fact.body["exposed"]["ended_unknown"].as_str().unwrap_or_default();
+        assert!(unknown.contains("-E"), "it was not started with -E, and nothing else is in the way: {unknown}");
     }
     let before = runs().len();
     field.send(&producer, "app.mark", "held", 4, &[]);
@@ -206,9 +218,9 @@ fn an_operator_looks_and_commands_with_the_printed_rights(kind: Kind) {
     let mut events = field.host(0).start_command(&operator, &["events", "--json"]);
     events.wait_for_output(SOON, "gate-heartbeat");
     gate.kill();
-    until(LONG, "the gate that was killed is shown as silent", || {
+    until(LONG, "the gate that was killed is shown as silent, and its ways as shut", || {
         let (code, out, _) = run(&["status", "--json"]);
-        code == 1 && out.contains("gate_silent")
+        code == 1 && out.contains("gate_silent") && out.contains("\"edge\":\"shut\"")
     });
 }
 

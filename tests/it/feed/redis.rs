@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
 use serde_json::{Value, json};
+use worker_gate::report::outbox::STREAM_LENGTH;
 
 use super::{A_WHILE, DRIFTED, SOON, marks};
 use crate::support::{
     celery::App,
     facts::{EXCHANGE, Facts},
-    field::{Field, INTAKE, ONE_AT_A_TIME, each_once},
+    field::{Field, INTAKE, Kind, ONE_AT_A_TIME, each_once},
     gate::{Host, MANAGED},
     process::tail,
     redis::{PASSWORD, Redis, Sentinels},
@@ -72,6 +73,22 @@ fn what_is_put_back_stands_at_the_head_of_the_intake_in_its_order_and_is_the_sam
 }
 
 /// Settings for one worker that is fed from an exchange of this type with these keys.
+#[test]
+fn of_the_events_on_the_stream_the_oldest_go() {
+    const MANY: u32 = 15_000;
+    let field = Field::new(Kind::FeedRedis);
+    let fill = format!("for _ = 1, {MANY} do redis.call('XADD', KEYS[1], '*', 'event', '{{}}') end");
+    let _: Option<u32> = field.redis().ask(&["EVAL", &fill, "1", EXCHANGE]);
+    let count = || field.redis().ask::<u32>(&["XLEN", EXCHANGE]);
+    assert_eq!(count(), MANY);
+    let _gate = field.admit_both();
+    // Redis takes away whole nodes of a hundred.
+    until(SOON, "the stream is as short as it has to be", || count() <= STREAM_LENGTH + 100);
+    assert!(count() >= STREAM_LENGTH, "no more than has to goes");
+    let newest: Vec<Vec<redis::Value>> = field.redis().ask(&["XREVRANGE", EXCHANGE, "+", "-", "COUNT", "1"]);
+    assert!(format!("{newest:?}").contains("worker_name"), "what is told last is there: {newest:?}");
+}
+
 fn settings_for_exchange(field: &Field, kind: &str, keys: &str) -> String {
     let host = field.host(0);
     let mut settings = host.settings_without_workers(&field.url());

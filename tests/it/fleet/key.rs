@@ -112,13 +112,17 @@ fn a_key_file_that_is_no_good_is_named_with_the_remedy() {
 #[test]
 fn another_key_holds_once_the_settings_are_read_again() {
     let (vhost, host) = (vhost(), Host::new("host-0"));
-    let path = key(&host, "good");
-    let settings = settings(&host, &vhost, &path);
-    let mut gate = host.start(&settings);
+    let (path, other) = (key(&host, "good"), key(&host, "another"));
+    let ours = settings(&host, &vhost, &path);
+    let others = settings(&host, &vhost, &other);
+    let recheck = |settings: &str| host.command(settings, &["recheck", WORKER]).status.code();
+    let mut gate = host.start(&ours);
     gate.wait_until(SOON, WORKER, "admitted");
-    fs::write(&path, "another key, as long as it must be").unwrap();
-    assert_eq!(host.command(&settings, &["recheck", WORKER]).status.code(), Some(77));
+    assert_eq!(recheck(&others), Some(77));
+    fs::copy(&other, &path).unwrap();
     gate.hang_up();
-    until(SOON, "the other key is known", || host.command(&settings, &["recheck", WORKER]).status.code() == Some(0));
+    until(SOON, "the other key is known", || recheck(&others) == Some(0));
+    fs::write(&other, "good".repeat(8)).unwrap();
+    assert_eq!(recheck(&others), Some(77), "the key from before is nothing any more");
     assert_eq!(gate.get("/readyz").unwrap().0, 200, "no edge was touched");
 }

@@ -27,6 +27,7 @@ pub(crate) struct App {
     url: String,
     routes: Value,
     conf: Value,
+    env: Vec<(String, String)>,
     dir: Scratch,
 }
 
@@ -56,12 +57,18 @@ impl App {
 
     /// An application with these `task_routes`.
     pub(crate) fn routed(url: &str, routes: Value) -> Self {
-        Self { url: url.to_owned(), routes, conf: json!({}), dir: Scratch::new("app") }
+        Self { url: url.to_owned(), routes, conf: json!({}), env: Vec::new(), dir: Scratch::new("app") }
     }
 
     /// The same application with more of Celery's settings.
     pub(crate) fn with(mut self, conf: Value) -> Self {
         self.conf = conf;
+        self
+    }
+
+    /// The same application with one more variable in its environment.
+    pub(crate) fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -178,6 +185,7 @@ impl App {
             .env("APP_MARKS", self.marks_file())
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("PYTHONUNBUFFERED", "1")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env_remove("CELERY_BROKER_URL");
         command
     }

@@ -378,14 +378,7 @@ impl Gate {
 
     /// The same for somebody who can read this.
     pub(crate) fn get_as(&self, path: &str, accept: &str) -> Option<(u16, String)> {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(5)))
-            .build()
-            .into();
-        let request = agent.get(format!("http://{}{path}", self.address())).header("Accept", accept);
-        let mut response = request.call().ok()?;
-        Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
+        get_as(&format!("http://{}{path}", self.address()), accept)
     }
 
     /// Waits until `/workers` shows this worker with this admission, and gives its record.
@@ -412,4 +405,15 @@ impl Gate {
             records.into_iter().find(|record| record["worker_name"] == worker && is(record))
         })
     }
+}
+
+/// The status and the text of a GET; `None` if nobody answers.
+pub(crate) fn get_as(url: &str, accept: &str) -> Option<(u16, String)> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(5)))
+        .build()
+        .into();
+    let mut response = agent.get(url).header("Accept", accept).call().ok()?;
+    Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
 }

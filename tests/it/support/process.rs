@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -182,6 +182,19 @@ pub(crate) fn run(mut command: Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     text
+}
+
+/// Runs a command with this on its standard input; panics if it fails.
+#[track_caller]
+pub(crate) fn run_with(mut command: Command, input: &str) -> String {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Smaller than a pipe's buffer, or read as it comes: it need not be written by another thread.
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{said}{complaint}\n{input}", output.status);
+    said
 }
 
 /// A port of the loopback address that is free, and not one of those that the kernel gives to whoever connects: a test has

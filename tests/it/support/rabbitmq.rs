@@ -113,7 +113,13 @@ impl Broker {
     /// Runs `rabbitmqctl`; 1 to 2 s each time. The management API is the fast way for everything that it can do.
     #[track_caller]
     pub(crate) fn ctl(&self, args: &[&str]) -> String {
-        let mut command = Command::new(format!("{BIN}/rabbitmqctl"));
+        self.tool("rabbitmqctl", args)
+    }
+
+    /// Runs one of the command line tools that come with it.
+    #[track_caller]
+    pub(crate) fn tool(&self, name: &str, args: &[&str]) -> String {
+        let mut command = Command::new(format!("{BIN}/{name}"));
         surroundings(&mut command, &self.dir, &self.node);
         command.args(["--quiet", "--node", &self.node]).args(args);
         process::run(command)

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -135,6 +135,9 @@ impl Vhost {
     /// Adds a user who may do in this virtual host what the three patterns allow. The password is `secret`.
     #[track_caller]
     pub(crate) fn add_user(&self, user: &str, configure: &str, write: &str, read: &str) {
+        // Users are the whole broker's, and of two who add the same one at the same time it refuses one.
+        static ADDING: Mutex<()> = Mutex::new(());
+        let _adding = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
         let body = json!({"password": "secret", "tags": ""});
         self.broker.api("PUT", &format!("/users/{}", encode(user)), Some(&body));
         let body = json!({"configure": configure, "write": write, "read": read});

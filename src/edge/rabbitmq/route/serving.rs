@@ -30,7 +30,7 @@ use crate::{
         Ends, Memory,
         fault::Fault,
         links::Connect,
-        rabbitmq::{links::Links, remote},
+        rabbitmq::{kept::Keeping, links::Links, remote},
     },
     failpoint::{self, Point},
     model::{Account, Edge, EdgeReport, Exposed, Wanted},
@@ -87,6 +87,7 @@ pub(super) async fn serve(
         settling: None,
         progress: None,
         recycling: None,
+        keeping: route.worker.task_events.then(|| Keeping::begin(links, &route.worker.name)),
         maybe_deaf,
     };
     let before = serving.take_back().await?;
@@ -131,6 +132,8 @@ struct Serving<'a> {
     progress: Option<Progress>,
     /// Makes the worker start anew.
     recycling: Option<AbortOnDropHandle<()>>,
+    /// Keeps its task events, where that is wanted.
+    keeping: Option<Keeping>,
     maybe_deaf: &'a mut bool,
 }
 
@@ -251,9 +254,10 @@ impl Serving<'_> {
         let before = self.take_back().await?;
         failpoint::hit(Point::ShutTakingBack);
         let (links, worker) = (Arc::clone(self.links), self.route.worker.name.clone());
+        let events = self.keeping.as_ref().map(|keeping| keeping.problem().map_or(Ok(()), Err));
         let (asked, answered) = oneshot::channel();
         let ask = tokio::spawn(async move {
-            let exposed = remote::exposed(&links, &worker).await;
+            let exposed = remote::exposed(&links, &worker, events).await;
             // Whether anybody waits for it is no matter.
             let _ = asked.send(());
             exposed
@@ -336,7 +340,9 @@ impl Serving<'_> {
         let change = settling.wanted.change;
         let exposed = match settling.exposed.take() {
             Some(asked) if asked.is_finished() => asked.await.ok(),
-            Some(_) => Some(Exposed::Unknown("the worker did not answer in time".to_owned())),
+            Some(_) => {
+                Some(Exposed { unknown: Some("the worker did not answer in time".to_owned()), ..Exposed::default() })
+            }
             None => None,
         };
         let blocked = self.links.is_blocked();
