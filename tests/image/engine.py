@@ -26,11 +26,18 @@ AUTHORITIES = "/run/secrets/ca.crt"
 
 def call(*argv, **options):
     """Runs a command and gives what it printed; Broken with all of that if it fails."""
-    done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, text=True, errors="replace",
-                          **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options})
-    if done.returncode != 0:
-        raise Broken(f"{' '.join(map(str, argv))[:300]}: exit status {done.returncode}\n{done.stdout or ''}")
-    return done.stdout
+    process = subprocess.Popen([str(word) for word in argv], stdin=subprocess.DEVNULL, text=True, errors="replace",
+                               **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options})
+    try:
+        printed, _ = process.communicate()
+    except BaseException:
+        # Told, a build takes down what it has started; killed, it would leave that running.
+        process.terminate()
+        process.wait(30)
+        raise
+    if process.returncode != 0:
+        raise Broken(f"{' '.join(map(str, argv))[:300]}: exit status {process.returncode}\n{printed or ''}")
+    return printed
 
 
 def secrets():
@@ -190,7 +197,8 @@ class Engine:
         mark = f"WORKER_GATE_TEST_CONTAINER={name}"
         log = RUN / f"{name}.log"
         # By the second one scripts/test finds what is left, also of a run that was killed.
-        words = [mark, f"WORKER_GATE_TEST_RUN={os.environ.get('WORKER_GATE_TEST_RUN', '')}", *(f"{key}={value}" for key, value in (environment or {}).items())]
+        words = [mark, f"WORKER_GATE_TEST_RUN={os.environ.get('WORKER_GATE_TEST_RUN', '')}"]
+        words += [f"{key}={value}" for key, value in (environment or {}).items()]
         command = self.command(name, image, list(argv), words, volumes or {}, list(options))
         with open(log, "wb") as file:
             # The engine's process gets no mark: only what is in the container has it.
@@ -283,6 +291,7 @@ class Buildah(Engine):
 
     def prepare(self):
         """Makes the bases that are not there yet, and clears away what a killed run has left."""
+        unmount()
         self.call("rm", "--all")
         mirror = first_mirror()
         for name, packages in STAND_INS.items():
@@ -308,6 +317,11 @@ class Buildah(Engine):
                       "PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
             self.call("commit", "--quiet", "--rm", container, image)
             shutil.rmtree(root)
+
+    def end(self):
+        super().end()
+        outcome([*self.words, "rm", "--all"])
+        unmount()
 
     def call(self, *argv, **options):
         return call(*self.words, *argv, **options)
@@ -374,6 +388,18 @@ def outcome(argv):
 
 def output(log):
     return {} if log is None else {"stdout": log, "stderr": subprocess.STDOUT}
+
+
+def mounted():
+    """What is mounted below the engine's folder, the innermost last."""
+    places = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [place for place in places if place.startswith(f"{HOME}/")]
+
+
+def unmount():
+    # buildah leaves its storage mounted on itself, and one that was killed leaves its layers.
+    for place in reversed(mounted()):
+        outcome(["umount", place])
 
 
 def first_mirror():

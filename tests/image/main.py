@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from broken import LIST, ROWS, VERIFY  # noqa: E402
 from demo_rabbitmq import Broker, start_rabbitmq  # noqa: E402
 from demo_stage import RUN, Broken, Processes, free_port, wait_for  # noqa: E402
-from engine import HOME, Buildah, Docker, call  # noqa: E402
+from engine import HOME, Buildah, Docker, call, mounted  # noqa: E402
 
 WORKER, GATE, APP, OWN = [f"worker-gate-test-{name}" for name in ("worker", "gate", "app", "own")]
 NAME, LANE, HELD = "codex-0@worker", "codex-0", "codex-0.held"
@@ -164,8 +164,8 @@ class TlsFront:
         openssl("req", "-x509", *new, "/CN=authority", "-days", "1", "-keyout", "authority.key", "-out", "authority.crt")
         openssl("req", *new, "/CN=localhost", "-keyout", "key", "-out", "request")
         (folder / "extensions").write_text("subjectAltName = DNS:localhost\n")
-        openssl("x509", "-req", "-in", "request", "-CA", "authority.crt", "-CAkey", "authority.key", "-CAcreateserial", "-days", "1",
-                "-extfile", "extensions", "-out", "certificate")
+        openssl("x509", "-req", "-in", "request", "-CA", "authority.crt", "-CAkey", "authority.key", "-CAcreateserial",
+                "-days", "1", "-extfile", "extensions", "-out", "certificate")
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(folder / "certificate", folder / "key")
         self.behind, self.accepted, self.port, self.loop = behind, 0, free_port(), asyncio.new_event_loop()
@@ -509,9 +509,9 @@ def main():
             signal.signal(name, signal.SIG_IGN)
         if engine:
             engine.end()
-        if left := processes.end():
+        if left := [*processes.end(), *mounted()]:
             failed += 1
-            print("still running:", *left, sep="\n    ", flush=True)
+            print("still there:", *left, sep="\n    ", flush=True)
     print(f"{passed} passed, {failed} failed", flush=True)
     return 0 if passed and not failed else 1
 
