@@ -90,6 +90,7 @@ COPY --from=tools /opt/codex /opt/codex
 COPY --from=tools /opt/spec-kit /opt/spec-kit
 COPY --from=tools /opt/celery /opt/celery
 COPY --from=build /gate/usr/local/bin/ /usr/local/bin/
+COPY config/wheel/data/share/ /usr/local/share/
 COPY config/container/codex.toml /etc/codex/config.toml
 COPY config/container/worker-gate.toml /etc/worker-gate/worker-gate.toml
 ENV PATH=/opt/celery/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

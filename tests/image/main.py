@@ -251,6 +251,9 @@ def the_worker_image_says_how_it_is_run(world):
     must(config["Labels"]["org.opencontainers.image.base.name"] == argument("PYTHON_IMAGE"), config)
     code, text = world.engine.run(WORKER, "sh", "-c", "getent passwd celery; stat -c %U:%a /var/lib/worker-gate /home/celery")
     must(code == 0 and "celery:x:1000:1000:" in text and "root:700" in text, text)
+    pages = ["man/man1/worker-gate.1", "bash-completion/completions/worker-gate"]
+    code, text = world.engine.run(WORKER, "ls", *[f"/usr/local/share/{page}" for page in pages])
+    must(code == 0, text)
 
 
 @test
@@ -415,6 +418,9 @@ def a_worker_that_is_shut_down_ends_the_container(world):
 
     with world.worker() as worker:
         worker.wait("admitted")
+        # A worker that runs tasks also hears commands.
+        publish(world, "app.mark", "before the end")
+        worker.ran("before the end")
         # As a gate does it with on_quarantine = "recycle".
         app = Celery("operator", broker=world.url)
         app.control.shutdown(destination=[NAME])
