@@ -214,6 +214,8 @@ class Engine:
     def end(self):
         for name, process in self.started:
             self.remove(name, process)
+        # They may hold a password.
+        shutil.rmtree(RUN / "secrets", ignore_errors=True)
 
 
 class Docker(Engine):
