@@ -17,7 +17,11 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use super::metrics::Metrics;
 use crate::model::{Admission, Edge, Mono, Record};
@@ -95,12 +99,25 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// An address that is in use for so long is somebody else's.
+const IN_USE: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Takes the address in `gate.listen`, a name or an IP address with a port.
 ///
 /// # Errors
 /// When it is no address, not this machine's, or in use.
 pub async fn bind(listen: &str) -> Result<TcpListener, BindError> {
-    TcpListener::bind(listen).await.map_err(|source| BindError { address: listen.to_owned(), source })
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(listen).await {
+            // A command that the gate before this one was about to start has its socket for a moment longer.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < IN_USE => {
+                sleep(LOOK_AGAIN).await;
+            }
+            bound => return bound.map_err(|source| BindError { address: listen.to_owned(), source }),
+        }
+    }
 }
 
 /// Answers until `stop` resolves; requests that are under way then have a second.

@@ -168,6 +168,18 @@ async fn a_stop_waits_for_no_client_that_does_not_finish() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_about_to_be_free_is_waited_for() {
+    let before = bind("127.0.0.1:0").await.unwrap();
+    let address = before.local_addr().unwrap().to_string();
+    let gone = tokio::spawn(async move {
+        sleep(LOOK_AGAIN * 3).await;
+        drop(before);
+    });
+    bind(&address).await.unwrap();
+    gone.await.unwrap();
+}
+
+#[tokio::test]
 async fn an_address_that_cannot_be_used_is_named_with_its_setting() {
     let listener = bind("127.0.0.1:0").await.unwrap();
     let taken = listener.local_addr().unwrap().to_string();

@@ -82,6 +82,7 @@ pub(super) async fn serve(
         bell,
         is_plain,
         open: false,
+        silenced: false,
         movers: Vec::new(),
         feedings: Vec::new(),
         settling: None,
@@ -124,6 +125,8 @@ struct Serving<'a> {
     /// Whether the intake has its alternate exchange as an argument, so that declaring it again shows whether it still has.
     is_plain: bool,
     open: bool,
+    /// Whether the worker was told to consume no more, since something came past the edge that is shut now.
+    silenced: bool,
     movers: Vec<Moving>,
     /// What feeds the lane, and what fed it until a moment ago.
     feedings: Vec<(CancellationToken, AbortOnDropHandle<Result<(), Fault>>)>,
@@ -273,7 +276,7 @@ impl Serving<'_> {
     async fn open(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
         let urgent = self.links.rush.begin();
         self.stop_moving();
-        (self.settling, self.recycling) = (None, None);
+        (self.settling, self.recycling, self.silenced) = (None, None, false);
         // From the first command on, a fault has something to take away again.
         self.open = true;
         failpoint::hit(Point::OpenBegun);

@@ -81,6 +81,13 @@ impl Serving<'_> {
         Ok(())
     }
 
+    /// Tells the worker to consume its lane no more. It is no part of a shut: Celery consumes nothing after its next reconnect until
+    /// it is told to again (`wake`), and who has remote control turned off does not hear it.
+    pub(super) fn silence(&mut self) {
+        self.command(Command::CancelConsumer);
+        *self.maybe_deaf = true;
+    }
+
     /// Tells the worker's Celery something, apart from the edge's own work: a worker that is away or deaf is no fault of the
     /// edge's, and a broker in alarm must not hold up a shut.
     pub(super) fn command(&self, command: Command) {
@@ -116,8 +123,7 @@ impl Serving<'_> {
         failpoint::hit(Point::ShutCounted);
         if before > u64::from(mover::INTERCEPT_WINDOW) {
             // More than the intercept can hold in hand: the worker would get the rest.
-            self.command(Command::CancelConsumer);
-            *self.maybe_deaf = true;
+            self.silence();
         }
         // The give-back goes on with what it has in flight while the intercept begins.
         self.start(Way::TakeBack, &lane).await?;

@@ -103,6 +103,12 @@ impl Serving<'_> {
         if came.is_empty() {
             return Ok(false);
         }
+        if !self.open && !self.silenced {
+            // The queue sends at most 200 messages ahead of what has left its node for us (RabbitMQ's rabbit_queue_consumers.erl,
+            // UNSENT_MESSAGE_LIMIT). Of a burst of more the next ones go to the worker, whatever the priorities say.
+            self.silenced = true;
+            self.silence();
+        }
         for (exchange, key, _) in &came {
             if exchange == &self.names.intake {
                 self.topology.unbind_foreign(&self.control, key.as_str()).await?;
