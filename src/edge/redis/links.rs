@@ -1,7 +1,8 @@
 //! The gate's connections to Redis.
 //!
 //! Two, because a command waits behind everything that was sent before it on the same connection: `feed` owns, opens, shuts
-//! and moves; `talk` publishes events and speaks with Celery's workers.
+//! and moves; `talk` publishes events and speaks with Celery's workers. Where a worker's task events are kept, a third one hears them
+//! (`kept`).
 
 use std::{
     sync::{Arc, OnceLock},
