@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -259,6 +260,38 @@ fn a_flood_past_the_shut_edge_runs_nowhere_and_is_reported_once_a_minute() {
     };
     assert_eq!(told().iter().map(|fact| count(&fact.body)).sum::<usize>(), FLOOD);
     assert!(app.runs().is_empty(), "{:?}", app.runs());
+}
+
+#[test]
+fn a_burst_past_the_shut_edge_runs_nowhere_even_while_the_gate_has_no_time_for_it() {
+    const BURST: usize = 3_000;
+    /// Thirty megabytes in all: what the kernel keeps for a gate that reads nothing is less.
+    const BYTES: usize = 10_000;
+    let (vhost, host) = (vhost(), Host::new("burst"));
+    let app = app_of(&vhost);
+    // Longer than the gate is stopped.
+    let settings = host.settings(&vhost.url(), LANE).replace("heartbeat = \"1s\"", "heartbeat = \"10s\"");
+    let mut gate = host.start(&settings);
+    gate.wait_until(SOON, LANE, "admitted");
+    let _worker = app.worker(LANE, LANE, &["-c", "2"]);
+    host.set_profile(DRIFTED);
+    gate.wait_until(SOON, LANE, "quarantined");
+    let consumers = || vhost.count(LANE).unwrap().consumers;
+    until(SOON, "the gate expects bursts, beside the worker", || consumers() == 16);
+    gate.freeze();
+    let burst = (0..BURST).map(|n| {
+        let (body, properties) = Task::mark(format!("past-{n}")).to_amqp();
+        let mut headers = properties.headers().clone().unwrap();
+        headers.insert("padding".into(), AMQPValue::LongString("-".repeat(BYTES).into()));
+        (body, properties.with_headers(headers))
+    });
+    vhost.publish_all("", LANE, burst.collect());
+    throughout(Duration::from_secs(2), "nothing runs", || app.runs().is_empty());
+    gate.thaw();
+    vhost.wait_for_messages(SOON * 2, HELD, u32::try_from(BURST).unwrap());
+    assert!(app.runs().is_empty(), "{:?}", app.runs());
+    host.set_profile(MANAGED);
+    each_once(&app.wait_for_runs(SOON * 4, BURST), BURST);
 }
 
 #[test]

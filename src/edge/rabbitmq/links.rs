@@ -23,6 +23,9 @@ use crate::{
 /// So many edges are made ready at once. Each takes up to three channels on `control` meanwhile, and a connection has 2,047.
 const MADE_READY: usize = 32;
 
+/// What one gate spends on bursts past its shut edges: RabbitMQ has three processes for each channel.
+const SPARE_CHANNELS: usize = 128;
+
 /// The connections of one link-up.
 #[derive(Debug)]
 pub struct Links {
@@ -38,6 +41,8 @@ pub struct Links {
     pub(crate) consumed: Arc<Consumed>,
     /// A permit for each edge that is made ready.
     pub(crate) ready: Semaphore,
+    /// A permit for each channel that waits for a burst past a shut edge.
+    pub(crate) spares: Arc<Semaphore>,
     /// The way to Celery's workers, made when it is first needed.
     remote: Mutex<Option<Arc<Remote>>>,
 }
@@ -54,6 +59,7 @@ impl Connect for Links {
             rush: Rush::default(),
             consumed: Arc::default(),
             ready: Semaphore::new(MADE_READY),
+            spares: Arc::new(Semaphore::new(SPARE_CHANNELS)),
             remote: Mutex::default(),
         })
     }

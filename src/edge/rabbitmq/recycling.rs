@@ -21,9 +21,6 @@ use crate::{
     model::WorkerName,
 };
 
-/// While the edge is shut the gate consumes the lane, too.
-const OWN: u32 = 1;
-
 /// One worker's.
 #[derive(Debug)]
 pub(super) struct Recycling {
@@ -56,8 +53,10 @@ impl Hands for Recycling {
 
     async fn consumes(&self) -> Result<bool, Fault> {
         let channel = wire::open(&self.links.control).await?;
-        let found = consumers(&channel, &self.lane).await? > OWN;
+        let found = consumers(&channel, &self.lane).await?;
         let _ = channel.close(200, "done".into()).await;
-        Ok(found)
+        // While the edge is shut the gate consumes the lane, too.
+        let own = self.links.consumed.counts().get(self.lane.as_str()).copied().unwrap_or_default();
+        Ok(usize::try_from(found).is_ok_and(|found| found > own))
     }
 }

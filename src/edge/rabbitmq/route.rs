@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+mod ears;
 mod feeding;
 mod letter;
 pub(crate) mod looking;

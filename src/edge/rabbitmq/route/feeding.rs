@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     letter::{self, Destination, PROBE_HEADER, header},
     mouth::{Confirmed, InFlight, Mouth, TOGETHER, given_up, in_flight, taken},
-    mover::{Mover, Tally, Way},
+    mover::{ASKS, Mover, Tally, Way},
     names::Names,
     topology,
 };
@@ -338,7 +338,7 @@ impl Feeding {
         let waiting = self.lane().await?.waiting;
         tracing::info!(worker = %self.worker, messages = waiting, "the worker is away: what waits in its lane goes back to the intake");
         failpoint::hit(Point::FeedAway);
-        let (tally, (_sweeps, asked)) = (Arc::<Tally>::default(), mpsc::channel(1));
+        let (tally, (_asks, asked)) = (Arc::<Tally>::default(), mpsc::channel(ASKS));
         let (lane, names, links) = (self.names.lane.clone(), self.names.clone(), Arc::clone(&self.links));
         let bell = Arc::default();
         let mover = Mover::start(Way::TakeBack, lane, names, links, asked, Arc::clone(&tally), bell).await?;
@@ -366,7 +366,7 @@ impl Feeding {
 /// What was consumed and is not acked.
 #[derive(Default)]
 struct Hand {
-    in_flight: FuturesOrdered<InFlight>,
+    in_flight: FuturesOrdered<InFlight<u64>>,
     /// Delivery tags, ascending: the lane has them.
     confirmed: VecDeque<u64>,
     /// How many are published and not acked.
@@ -379,7 +379,7 @@ impl Hand {
     }
 
     /// Takes one confirm in, and every other that has come by now.
-    fn take(&mut self, first: Confirmed) -> Result<(), Fault> {
+    fn take(&mut self, first: Confirmed<u64>) -> Result<(), Fault> {
         self.confirmed.extend(taken("feed a message", first, &mut self.in_flight)?);
         Ok(())
     }

@@ -19,18 +19,18 @@ pub(super) const TOGETHER: usize = 30;
 /// For what is under way when whoever publishes is told to stop.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// What the broker says of a published message, with the delivery tag that it came by.
-pub(super) type Confirmed = (u64, lapin::Result<Confirmation>);
+/// What the broker says of a published message, and where that came from.
+pub(super) type Confirmed<T> = (T, lapin::Result<Confirmation>);
 
 /// Published, and not yet confirmed.
-pub(super) type InFlight = BoxFuture<'static, Confirmed>;
+pub(super) type InFlight<T> = BoxFuture<'static, Confirmed<T>>;
 
 /// Waits for what the broker says of it.
-pub(super) fn in_flight(tag: u64, confirm: PublisherConfirm) -> InFlight {
-    async move { (tag, confirm.await) }.boxed()
+pub(super) fn in_flight<T: Send + 'static>(from: T, confirm: PublisherConfirm) -> InFlight<T> {
+    async move { (from, confirm.await) }.boxed()
 }
 
-/// The delivery tags, ascending, of those that the broker has: `first`, and everything behind it that has been confirmed by now.
+/// Where those came from that the broker has, in their order: `first`, and everything behind it that has been confirmed by now.
 ///
 /// lapin hands a returned message to the first publish that is confirmed after it came, whichever that was; its own
 /// publish then looks like one that was taken. So one that was returned puts all of them in doubt, and all of them stay:
@@ -38,15 +38,15 @@ pub(super) fn in_flight(tag: u64, confirm: PublisherConfirm) -> InFlight {
 ///
 /// # Errors
 /// If one was returned, or the broker says so; then nothing more may be acked.
-pub(super) fn taken(
+pub(super) fn taken<T>(
     doing: &str,
-    first: Confirmed,
-    in_flight: &mut FuturesOrdered<InFlight>,
-) -> Result<Vec<u64>, Fault> {
+    first: Confirmed<T>,
+    in_flight: &mut FuturesOrdered<InFlight<T>>,
+) -> Result<Vec<T>, Fault> {
     let (mut taken, mut next) = (Vec::new(), Some(first));
-    while let Some((tag, confirm)) = next {
+    while let Some((from, confirm)) = next {
         match confirm.map_err(|error| Fault::command(doing, error))? {
-            Confirmation::Ack(None) => taken.push(tag),
+            Confirmation::Ack(None) => taken.push(from),
             Confirmation::Ack(Some(returned)) => {
                 return Err(Fault::Nowhere { exchange: returned.delivery.exchange.to_string() });
             }

@@ -14,24 +14,24 @@ use futures_util::{
     stream::{FuturesOrdered, FuturesUnordered},
 };
 use lapin::{
-    Channel, Consumer,
+    Channel,
     message::Delivery,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions},
+    options::{BasicAckOptions, BasicPublishOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    ears::{Ears, Origin, Spares},
     letter::{Destination, PROBE_HEADER, give_back, header, rehome, stray_key, take_back},
     mouth::{Confirmed, InFlight, Mouth, STOP_LIMIT, TOGETHER, in_flight, taken},
     names::Names,
-    topology,
 };
 use crate::{
     edge::{
         fault::{Fault, within},
-        rabbitmq::{consumed::Consuming, links::Links},
+        rabbitmq::links::Links,
     },
     failpoint::{self, Point},
 };
@@ -39,13 +39,6 @@ use crate::{
 /// Published and not yet confirmed. Enough to hide a confirm that takes 5 ms at 25,000 messages a second; also the number of
 /// messages that may change places when a give-back is cut short by a shut, and that may be there twice after a kill.
 const IN_FLIGHT: usize = 128;
-/// What a give-back has in hand at the most.
-const GIVE_BACK_WINDOW: u16 = 512;
-/// What the intercept has in hand at the most: one that is used up lets the worker have the rest (FACTS.md, lane
-/// intercept), and one without limit would hold a whole backlog in memory. At Celery's usual 1 KiB a message this is 10 MiB.
-pub(super) const INTERCEPT_WINDOW: u16 = 10_000;
-/// Celery's consumers have priority 0.
-const INTERCEPT_PRIORITY: i32 = 100;
 
 /// Which way messages are moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,53 +130,48 @@ impl Tally {
     }
 }
 
-/// One queue being emptied.
+/// What a mover is asked while it moves.
 #[derive(Debug)]
+pub(super) enum Ask {
+    /// To answer when everything has come that the broker had sent by then.
+    Sweep(oneshot::Sender<()>),
+    /// To consume by more than one channel: nothing waits any more whose order they could disturb, and what comes now comes
+    /// past the shut edge.
+    Spares,
+}
+
+/// What is asked of one mover at the same time at the most.
+pub(super) const ASKS: usize = 2;
+
+/// One queue being emptied.
 pub(super) struct Mover {
     desk: Arc<Desk>,
     links: Arc<Links>,
     /// `None` while somebody publishes by it.
     mouth: Option<Mouth>,
-    consumer: Consumer,
-    /// Whoever asks is answered when everything has come that the broker had sent by then.
-    sweeps: mpsc::Receiver<oneshot::Sender<()>>,
+    ears: Ears,
+    asks: mpsc::Receiver<Ask>,
     /// Rung when everything in hand is done, when something came past the edge, and at the end.
     bell: Arc<Notify>,
-    /// For `doctor`, which else could not tell this consumer from one that is no gate.
-    _consuming: Consuming,
 }
 
 impl Mover {
-    /// Begins to consume `queue`, on a channel of its own that it closes when it ends.
+    /// Begins to consume `queue`, on channels of its own that it closes when it ends.
     pub(super) async fn start(
         way: Way,
         queue: ShortString,
         names: Names,
         links: Arc<Links>,
-        sweeps: mpsc::Receiver<oneshot::Sender<()>>,
+        asks: mpsc::Receiver<Ask>,
         tally: Arc<Tally>,
         bell: Arc<Notify>,
     ) -> Result<Self, Fault> {
         let mouth = Some(Mouth::open(Arc::clone(&links)));
-        let consume = topology::open(&links.moves).await?;
-        let (window, arguments) = match way {
-            Way::TakeBack => {
-                let mut arguments = FieldTable::default();
-                arguments.insert("x-priority".into(), AMQPValue::LongInt(INTERCEPT_PRIORITY));
-                (INTERCEPT_WINDOW, arguments)
-            }
-            Way::GiveBack | Way::Rehome => (GIVE_BACK_WINDOW, FieldTable::default()),
-        };
-        within("consume", consume.basic_qos(window, BasicQosOptions::default())).await?;
-        let tag = ShortString::default();
-        let consumer =
-            within("consume", consume.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), arguments))
-                .await?;
-        let consuming = links.consumed.begin(queue.as_str());
+        let ears = Ears::open(&links, queue, way).await?;
         failpoint::hit(way.point(Point::TakeBackConsuming, Point::GiveBackConsuming));
         let mark = AMQPValue::LongString(uuid::Uuid::new_v4().to_string().into());
-        let desk = Arc::new(Desk { way, names, mark, consume, tally });
-        Ok(Self { desk, links, mouth, consumer, sweeps, bell, _consuming: consuming })
+        let desk = Arc::new(Desk { way, names, mark, unbind: ears.channel(), tally });
+        Ok(Self { desk, links, mouth, ears, asks, bell })
     }
 
     /// Moves until told to stop. What is in hand and not yet published then goes back to its place in the queue.
@@ -192,10 +180,11 @@ impl Mover {
     /// The broker's, with everything in hand back in the queue as soon as the channel is gone.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), Fault> {
         let mut publishing = None::<Publishing>;
-        let mut in_flight = FuturesOrdered::new();
+        let mut in_flight = FuturesOrdered::<InFlight<Origin>>::new();
         // What has come is counted before its turn: what the broker has sent is no longer in its queue's count.
         let mut in_hand = VecDeque::new();
         let (mut sweeping, mut swept) = (FuturesUnordered::new(), Vec::new());
+        let mut spares = None::<Spares>;
         let outcome = loop {
             let room = IN_FLIGHT.saturating_sub(in_flight.len()).min(TOGETHER).min(in_hand.len());
             if room > 0
@@ -209,7 +198,7 @@ impl Mover {
                 biased;
                 () = stop.cancelled() => break Ok(()),
                 Some(first) = in_flight.next(), if !in_flight.is_empty() => {
-                    if let Err(fault) = self.desk.finish(first, &mut in_flight).await {
+                    if let Err(fault) = self.desk.finish(first, &mut in_flight, &mut self.ears).await {
                         break Err(fault);
                     }
                     self.ring_if_idle();
@@ -223,19 +212,18 @@ impl Mover {
                         Err(fault) => break Err(fault),
                     }
                 }
-                delivery = self.consumer.next() => match delivery {
-                    Some(Ok(delivery)) => {
+                heard = self.ears.next() => match heard {
+                    Ok((origin, delivery)) => {
                         self.note(&delivery);
-                        in_hand.push_back(delivery);
+                        in_hand.push_back((origin, delivery));
                         failpoint::hit(self.desk.way.point(Point::TakeBackReceived, Point::GiveBackReceived));
                         // What has come with it is published with it.
-                        while in_hand.len() < TOGETHER && let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never() {
+                        while in_hand.len() < TOGETHER && let Some((origin, delivery)) = self.ears.next_now() {
                             self.note(&delivery);
-                            in_hand.push_back(delivery);
+                            in_hand.push_back((origin, delivery));
                         }
                     }
-                    Some(Err(error)) => break Err(Fault::command("consume", error)),
-                    None => break Err(Fault::command("consume", lapin::ErrorKind::InvalidChannel(0).into())),
+                    Err(fault) => break Err(fault),
                 },
                 // What the broker had sent before its answer is here since then, and what is here has come.
                 () = std::future::ready(()), if !swept.is_empty() => swept.drain(..).for_each(tell),
@@ -243,13 +231,16 @@ impl Mover {
                     Ok(()) => swept.push(asked),
                     Err(fault) => break Err(fault),
                 },
-                Some(asked) = self.sweeps.recv() => {
-                    // Changes nothing; what counts is that the answer comes behind the messages.
-                    let consume = self.desk.consume.clone();
-                    sweeping.push(async move {
-                        let answer = consume.basic_qos(INTERCEPT_WINDOW, BasicQosOptions::default());
-                        (within("sweep", answer).await, asked)
-                    });
+                Some(opened) = OptionFuture::from(spares.as_mut()) => {
+                    spares = None;
+                    self.ears.add(opened.unwrap_or_default());
+                }
+                Some(ask) = self.asks.recv() => match ask {
+                    Ask::Sweep(asked) => {
+                        let sweep = self.ears.sweep();
+                        sweeping.push(async move { (sweep.await, asked) });
+                    }
+                    Ask::Spares => spares = Some(self.ears.spares(&self.links)),
                 }
             }
         };
@@ -264,18 +255,20 @@ impl Mover {
                     in_flight.extend(published?);
                 }
                 while let Some(first) = in_flight.next().await {
-                    self.desk.finish(first, &mut in_flight).await?;
+                    self.desk.finish(first, &mut in_flight, &mut self.ears).await?;
                 }
                 Ok::<_, Fault>(())
             };
             let _ = tokio::time::timeout(STOP_LIMIT, finish).await;
         }
         failpoint::hit(self.desk.way.point(Point::TakeBackFinished, Point::GiveBackFinished));
+        if let Some(opening) = spares {
+            // They are not to come when everybody has gone.
+            self.ears.add(opening.await.unwrap_or_default());
+        }
         self.links.rush.over().await;
-        // Closing the channel puts back what was delivered and not acked, each message in its place.
-        let _ = within("stop consuming", self.desk.consume.close(200, "done".into())).await;
+        self.ears.close().await;
         failpoint::hit(self.desk.way.point(Point::TakeBackEnded, Point::GiveBackEnded));
-        drop(self.consumer);
         self.desk.tally.ended.store(true, Relaxed);
         self.bell.notify_one();
         outcome
@@ -310,7 +303,7 @@ struct Desk {
     names: Names,
     /// The value of the mark on moved messages that this mover sets, different for each.
     mark: AMQPValue,
-    consume: Channel,
+    unbind: Channel,
     tally: Arc<Tally>,
 }
 
@@ -319,19 +312,27 @@ impl Desk {
     ///
     /// # Errors
     /// If one was returned, or the broker says so; then nothing more may be acked.
-    async fn finish(&self, first: Confirmed, in_flight: &mut FuturesOrdered<InFlight>) -> Result<(), Fault> {
+    async fn finish(
+        &self,
+        first: Confirmed<Origin>,
+        in_flight: &mut FuturesOrdered<InFlight<Origin>>,
+        ears: &mut Ears,
+    ) -> Result<(), Fault> {
         let taken = taken("publish a moved message", first, in_flight)?;
         failpoint::hit(self.way.point(Point::TakeBackConfirmed, Point::GiveBackConfirmed));
-        let Some(last) = taken.last() else { return Ok(()) };
         // They were published in the order in which they came, so everything up to the last one is confirmed.
-        within("ack moved messages", self.consume.basic_ack(*last, BasicAckOptions { multiple: true })).await?;
+        ears.ack(&taken).await?;
         failpoint::hit(self.way.point(Point::TakeBackAcked, Point::GiveBackAcked));
         self.tally.moved.fetch_add(taken.len() as u64, Relaxed);
         Ok(())
     }
 
     /// Publishes one message; the future resolves when the broker has said what became of it.
-    async fn publish(&self, channel: &Channel, delivery: Delivery) -> Result<Option<InFlight>, Fault> {
+    async fn publish(
+        &self,
+        channel: &Channel,
+        (origin, delivery): (Origin, Delivery),
+    ) -> Result<Option<InFlight<Origin>>, Fault> {
         if header(&delivery.properties, PROBE_HEADER).is_some() {
             within("drop a probe", delivery.ack(BasicAckOptions::default())).await?;
             failpoint::hit(Point::GiveBackProbeDropped);
@@ -347,7 +348,7 @@ impl Desk {
             // It lies here because of a binding that earlier settings made. Left there, that would bring it back for ever, and
             // hold a second copy of what is now another worker's.
             let (queue, held) = (self.names.lane_held.clone(), self.names.intake_held.clone());
-            let unbind = self.consume.queue_unbind(queue, held, key.clone(), FieldTable::default());
+            let unbind = self.unbind.queue_unbind(queue, held, key.clone(), FieldTable::default());
             within("unbind a key that is no longer this worker's", unbind).await?;
             failpoint::hit(Point::GiveBackStrayUnbound);
         }
@@ -355,17 +356,21 @@ impl Desk {
         let publish = channel.basic_publish(exchange, key, options, &delivery.data, properties);
         let confirm = publish.await.map_err(|error| Fault::command("publish a moved message", error))?;
         failpoint::hit(self.way.point(Point::TakeBackPublished, Point::GiveBackPublished));
-        Ok(Some(in_flight(delivery.delivery_tag, confirm)))
+        Ok(Some(in_flight(origin, confirm)))
     }
 }
 
 /// Some messages that are being published, and the mouth for the next ones.
-type Publishing = BoxFuture<'static, (Mouth, Result<Vec<InFlight>, Fault>)>;
+type Publishing = BoxFuture<'static, (Mouth, Result<Vec<InFlight<Origin>>, Fault>)>;
 
 /// Publishes in order. All in one go, because each publish by itself would wake lapin's thread, and write to the socket.
-async fn publish(desk: Arc<Desk>, mut mouth: Mouth, batch: Vec<Delivery>) -> (Mouth, Result<Vec<InFlight>, Fault>) {
+async fn publish(
+    desk: Arc<Desk>,
+    mut mouth: Mouth,
+    batch: Vec<(Origin, Delivery)>,
+) -> (Mouth, Result<Vec<InFlight<Origin>>, Fault>) {
     let published = match mouth.channel().await {
-        Ok(channel) => try_join_all(batch.into_iter().map(|delivery| desk.publish(&channel, delivery))).await,
+        Ok(channel) => try_join_all(batch.into_iter().map(|heard| desk.publish(&channel, heard))).await,
         Err(fault) => Err(fault),
     };
     (mouth, published.map(|published| published.into_iter().flatten().collect()))

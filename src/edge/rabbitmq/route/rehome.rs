@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Route,
-    mover::{Mover, Tally, Way},
+    mover::{ASKS, Ask, Mover, Tally, Way},
     names::Names,
     owner,
     topology::{self, Topology},
@@ -185,7 +185,7 @@ impl Emptying<'_> {
             return Ok((0, 0));
         }
         let (tally, bell) = (Arc::<Tally>::default(), Arc::<Notify>::default());
-        let (sweeps, asked) = mpsc::channel(1);
+        let (asks, asked) = mpsc::channel(ASKS);
         let (queue, into, links) = (self.source.queue.clone(), self.into.clone(), Arc::clone(self.links));
         let mover = Mover::start(Way::Rehome, queue, into, links, asked, Arc::clone(&tally), Arc::clone(&bell)).await?;
         let enough = stop.child_token();
@@ -211,7 +211,7 @@ impl Emptying<'_> {
             } else if is_empty {
                 // What the broker has sent and has not come yet is in no count.
                 let (answer, come) = oneshot::channel();
-                let _ = sweeps.send(answer).await;
+                let _ = asks.send(Ask::Sweep(answer)).await;
                 // A mover that ends meanwhile answers by letting go of the question, and is heard above.
                 swept = come.await.is_ok();
             }

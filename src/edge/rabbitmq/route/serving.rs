@@ -353,6 +353,8 @@ impl Serving<'_> {
         failpoint::hit(Point::SettleTold);
         if account.left > 0 {
             self.progress = Some(Progress::new(account));
+        } else if !self.open {
+            self.expect_bursts();
         }
         // Once more: commands travel apart, and a late one to stop may have come after the one to go on.
         if self.open {

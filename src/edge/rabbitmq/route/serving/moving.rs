@@ -17,8 +17,9 @@ use crate::{
         rabbitmq::{
             remote::{self, Sent},
             route::{
+                ears::INTERCEPT_WINDOW,
                 feeding::Feeding,
-                mover::{self, Mover, Tally, Way},
+                mover::{ASKS, Ask, Mover, Tally, Way},
                 topology,
             },
         },
@@ -31,7 +32,7 @@ use crate::{
 pub(super) struct Moving {
     pub(super) tally: Arc<Tally>,
     pub(super) stop: CancellationToken,
-    sweeps: mpsc::Sender<oneshot::Sender<()>>,
+    asks: mpsc::Sender<Ask>,
     task: AbortOnDropHandle<Result<(), Fault>>,
 }
 
@@ -44,12 +45,12 @@ impl Moving {
 
 /// Ends when everything has come that the broker had sent to these movers when this was called.
 pub(super) fn sweep(movers: &[&Moving]) -> AbortOnDropHandle<()> {
-    let sweeps: Vec<_> = movers.iter().map(|moving| moving.sweeps.clone()).collect();
+    let all: Vec<_> = movers.iter().map(|moving| moving.asks.clone()).collect();
     AbortOnDropHandle::new(tokio::spawn(async move {
-        for sweep in sweeps {
+        for asks in all {
             let (swept, done) = oneshot::channel();
             // A mover that has ended says so itself.
-            if sweep.send(swept).await.is_ok() {
+            if asks.send(Ask::Sweep(swept)).await.is_ok() {
                 let _ = done.await;
             }
         }
@@ -121,7 +122,7 @@ impl Serving<'_> {
         let lane = self.names.lane.clone();
         let before = topology::waiting(&self.control, &lane).await?;
         failpoint::hit(Point::ShutCounted);
-        if before > u64::from(mover::INTERCEPT_WINDOW) {
+        if before > u64::from(INTERCEPT_WINDOW) {
             // More than the intercept can hold in hand: the worker would get the rest.
             self.silence();
         }
@@ -130,10 +131,18 @@ impl Serving<'_> {
         Ok(before)
     }
 
+    /// The lane of a shut edge is empty: what comes to it now comes past the edge, perhaps many at once.
+    pub(super) fn expect_bursts(&self) {
+        for moving in self.movers.iter().filter(|moving| !moving.stop.is_cancelled()) {
+            // One that does not take it has ended, and says so itself.
+            let _ = moving.asks.try_send(Ask::Spares);
+        }
+    }
+
     async fn start(&mut self, way: Way, queue: &ShortString) -> Result<(), Fault> {
         let tally = Arc::<Tally>::default();
         let (links, names) = (Arc::clone(self.links), self.names.clone());
-        let (sweeps, asked) = mpsc::channel(1);
+        let (asks, asked) = mpsc::channel(ASKS);
         // A task of its own, because whoever waits for it may turn to something else: lapin forgets a consumer whose making
         // is given up half way, and the broker would give it messages for ever. A mover that nobody wants any more ends.
         let starting = tokio::spawn(Mover::start(
@@ -149,7 +158,7 @@ impl Serving<'_> {
             self.topology.permit(starting.await.unwrap_or_else(|panic| Err(panicked(&panic))), queue.as_str())?;
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(mover.run(stop.clone())));
-        self.movers.push(Moving { tally, stop, sweeps, task });
+        self.movers.push(Moving { tally, stop, asks, task });
         Ok(())
     }
 

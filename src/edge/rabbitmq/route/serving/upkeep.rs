@@ -92,6 +92,8 @@ impl Serving<'_> {
         }
         if left > 0 {
             self.progress = Some(progress);
+        } else if !self.open {
+            self.expect_bursts();
         }
         ends.tell(worker, EdgeReport::Moving((left > 0).then_some(account))).await;
         Ok(())
