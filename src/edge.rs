@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 mod bypass;
 pub(crate) mod celery;
+mod exposed;
 pub mod fault;
 pub mod links;
 pub mod rabbitmq;

@@ -62,6 +62,7 @@ points! {
     LetGoDisowned = "let_go.disowned",
     // The intercept: out of the lane.
     TakeBackConsuming = "take_back.consuming",
+    TakeBackSpared = "take_back.spared",
     TakeBackReceived = "take_back.received",
     TakeBackPublished = "take_back.published",
     TakeBackConfirmed = "take_back.confirmed",

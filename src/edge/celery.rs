@@ -62,6 +62,11 @@ pub(crate) fn node(worker: &WorkerName) -> String {
     if worker.contains('@') { worker.to_owned() } else { format!("celery@{worker}") }
 }
 
+/// The queue that a worker declares for its remote control (kombu/pidbox.py).
+pub(super) fn mailbox(worker: &WorkerName) -> String {
+    format!("{}.{PIDBOX}", node(worker))
+}
+
 /// A new question's ticket.
 pub(crate) fn ticket() -> String {
     uuid::Uuid::new_v4().to_string()

@@ -35,13 +35,13 @@ const SOON: Duration = Duration::from_secs(60);
 /// The word that makes the bench be its own floor, in a process that can be measured like the gate.
 pub(crate) const FLOOR: &str = "idle-floor";
 
-/// Has as many connections to the broker as a gate, answers their heartbeats, or hears those of Celery's workers, and does
-/// nothing else.
+/// Has as many connections to the broker as a gate, answers their heartbeats, which are as frequent, or hears those of Celery's
+/// workers, and does nothing else.
 pub(crate) fn be_the_floor(url: &str) -> ! {
     if url.starts_with("redis:") {
         crate::feed::idle::be_the_floor(url);
     }
-    let _connections = [(); 3].map(|()| connect(format!("{url}?heartbeat=5")));
+    let _connections = [5, 15, 15].map(|heartbeat| connect(format!("{url}?heartbeat={heartbeat}")));
     loop {
         thread::park();
     }

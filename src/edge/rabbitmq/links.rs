@@ -23,6 +23,10 @@ use crate::{
 /// So many edges are made ready at once. Each takes up to three channels on `control` meanwhile, and a connection has 2,047.
 const MADE_READY: usize = 32;
 
+/// By so much longer is the heartbeat of the two connections that own nothing: heartbeats are most of what an idle gate does.
+/// A broker that is gone is missed by `control`; of a host that is gone, the broker has back what was in hand after some
+/// 2.5 of these.
+const QUIET: u32 = 3;
 /// What one gate spends on bursts past its shut edges: RabbitMQ has three processes for each channel.
 const SPARE_CHANNELS: usize = 128;
 
@@ -52,10 +56,11 @@ impl Connect for Links {
 
     async fn connect(broker: &Broker, gate: &str) -> Result<Self, Fault> {
         let name = |purpose: &str| format!("worker-gate {gate} {purpose}");
+        let quiet = Broker { heartbeat: broker.heartbeat * QUIET, ..broker.clone() };
         Ok(Self {
             control: amqp::connect(broker, &name("control")).await?,
-            moves: amqp::connect(broker, &name("moves")).await?,
-            publish: amqp::connect(broker, &name("publish")).await?,
+            moves: amqp::connect(&quiet, &name("moves")).await?,
+            publish: amqp::connect(&quiet, &name("publish")).await?,
             rush: Rush::default(),
             consumed: Arc::default(),
             ready: Semaphore::new(MADE_READY),

@@ -18,12 +18,12 @@ use super::{kept, links::Links, wire};
 use crate::{
     amqp::Link,
     edge::{
-        celery::{self, ANSWER_LIMIT, Command, REPLIES, ticket},
+        celery::{self, Command, REPLIES, ticket},
+        exposed::{self, Asks},
         fault::{Fault, within},
-        task_events,
     },
     failpoint,
-    model::{Exposed, ExposedTask, WorkerName},
+    model::{Exposed, WorkerName},
 };
 
 /// Whether there was a mailbox to put something into.
@@ -42,61 +42,23 @@ pub(in crate::edge) async fn send(
 ) -> Result<Sent, Fault> {
     let (method, arguments) = command.call(lane);
     let remote = links.remote().await?;
-    let sent = remote.post(&Node::of(worker), method, &arguments, &ticket(), None).await;
+    let sent = remote.post(worker, method, &arguments, &ticket(), None).await;
     sent.inspect(|_| failpoint::hit(command.sent()))
 }
 
 /// What the worker has prefetched or started, and, where its task events are kept, what had ended. `events` is whether they are, or
 /// why not.
 pub(crate) async fn exposed(links: &Links, worker: &WorkerName, events: Option<Result<(), String>>) -> Exposed {
-    let node = Node::of(worker);
-    let (mut exposed, mut were_on) = (Exposed::default(), None);
-    match tokio::time::timeout(ANSWER_LIMIT, ask(links, &node, events.is_some())).await {
-        Ok(Ok(Some(answered))) => (exposed.tasks, were_on) = (Some(answered.0), answered.1),
-        Ok(Ok(None)) => {
-            exposed.unknown = Some(format!(
-                "the worker has no mailbox {}; it is away, or has its remote control turned off",
-                node.mailbox
-            ));
-        }
-        Ok(Err(fault)) => exposed.unknown = Some(format!("failed to ask the worker: {fault}")),
-        Err(_) => exposed.unknown = Some(celery::silent()),
-    }
-    let Some(events) = events else {
-        exposed.ended_unknown = Some(task_events::OFF.to_owned());
-        return exposed;
-    };
-    let kept = match events {
-        Ok(()) => kept::read(links, worker).await.map_err(|fault| format!("failed to {fault}")),
-        Err(why) => Err(why),
-    };
-    task_events::add(&mut exposed, &node.name, kept.as_ref().map_err(String::as_str), were_on);
-    exposed
+    let kept = events.map(async |events| {
+        events?;
+        kept::read(links, worker).await.map_err(|fault| format!("failed to {fault}"))
+    });
+    exposed::ask(links, worker, kept).await
 }
 
-/// What it has, and whether it has sent task events; `None` if the worker has no mailbox.
-async fn ask(links: &Links, node: &Node, events: bool) -> Result<Option<(Vec<ExposedTask>, Option<bool>)>, Fault> {
-    let remote = links.remote().await?;
-    let enable = async { if events { remote.ask(node, celery::ENABLE_EVENTS).await } else { Ok(None) } };
-    // `active` is asked last: a task that moves from reserved to active in between is then seen twice rather than never.
-    let (reserved, active, enabled) =
-        tokio::try_join!(biased; remote.ask(node, "reserved"), remote.ask(node, "active"), enable)?;
-    let (Some(reserved), Some(active)) = (reserved, active) else { return Ok(None) };
-    Ok(Some((celery::tasks(&reserved, &active), enabled.as_ref().and_then(celery::were_events_on))))
-}
-
-/// A worker as Celery knows it.
-struct Node {
-    name: String,
-    /// The queue that it declares for itself (kombu/pidbox.py).
-    mailbox: ShortString,
-}
-
-impl Node {
-    fn of(worker: &WorkerName) -> Self {
-        let name = celery::node(worker);
-        let mailbox = format!("{name}.celery.pidbox").into();
-        Self { name, mailbox }
+impl Asks for Links {
+    async fn ask(&self, worker: &WorkerName, method: &str) -> Result<Option<Value>, Fault> {
+        self.remote().await?.ask(worker, method).await
     }
 }
 
@@ -129,11 +91,11 @@ impl Remote {
     }
 
     /// `None` if the worker has no mailbox.
-    async fn ask(&self, node: &Node, method: &str) -> Result<Option<Value>, Fault> {
+    async fn ask(&self, worker: &WorkerName, method: &str) -> Result<Option<Value>, Fault> {
         let (ticket, (waiting, answer)) = (ticket(), oneshot::channel());
         lock(&self.asked).insert(ticket.clone(), waiting);
         let _forget = Forget { asked: &self.asked, ticket: &ticket };
-        match self.post(node, method, &json!({}), &ticket, Some(&self.reply_to)).await? {
+        match self.post(worker, method, &json!({}), &ticket, Some(&self.reply_to)).await? {
             Sent::NoMailbox => Ok(None),
             Sent::Delivered => {
                 answer.await.map(Some).map_err(|_| Fault::Silent { doing: "hear Celery's remote control".to_owned() })
@@ -144,7 +106,7 @@ impl Remote {
     /// One message as kombu's pidbox reads it, straight to the worker's mailbox.
     async fn post(
         &self,
-        node: &Node,
+        worker: &WorkerName,
         method: &str,
         arguments: &Value,
         ticket: &str,
@@ -152,10 +114,11 @@ impl Remote {
     ) -> Result<Sent, Fault> {
         let doing = "send to Celery's remote control";
         let reply_to = reply_to.map(|queue| (REPLIES, queue.as_str()));
-        let body = celery::question(Some(&node.name), method, arguments, ticket, reply_to);
-        let posted = wire::ask_celery(&self.mouth, "", &node.mailbox, &body).await?;
+        let (node, mailbox) = (celery::node(worker), ShortString::from(celery::mailbox(worker)));
+        let body = celery::question(Some(&node), method, arguments, ticket, reply_to);
+        let posted = wire::ask_celery(&self.mouth, "", &mailbox, &body).await?;
         match within(doing, posted).await? {
-            Confirmation::Ack(Some(returned)) if returned.delivery.routing_key == node.mailbox => Ok(Sent::NoMailbox),
+            Confirmation::Ack(Some(returned)) if returned.delivery.routing_key == mailbox => Ok(Sent::NoMailbox),
             // What was returned to somebody else, lapin hands to any publish that is confirmed next.
             Confirmation::Ack(_) => Ok(Sent::Delivered),
             Confirmation::Nack(_) | Confirmation::NotRequested => Err(Fault::Silent { doing: doing.to_owned() }),

@@ -10,8 +10,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     binding::Binding,
     fault,
-    feeder::{Feeder, News, PutBack, put_back},
-    kept::Keeper,
+    feeder::{News, PutBack, put_back},
     keys::{self, Keys},
     links::{Links, time_to_live},
     mended,
@@ -87,8 +86,10 @@ impl Feed {
         let (worker, feed) = (&serving.edge.worker, &serving.edge.feed);
         let limits = (feed.depth, feed.offline_after);
         let news = links.feeder.add(&worker.name, Arc::clone(&serving.keys), &serving.value, &worker.lane, limits);
-        let _fed = Fed { feeder: &links.feeder, worker: worker.name.clone() };
-        let _kept = worker.task_events.then(|| Kept::begin(links.keeper(), worker));
+        if worker.task_events {
+            links.keeper().add(&worker.name);
+        }
+        let _served = Served { links, worker };
         serving.reconcile(news, binding.as_ref(), ends, stop).await?;
         serving.let_go(ends).await
     }
@@ -124,34 +125,18 @@ impl Feed {
     }
 }
 
-/// The feeder forgets a worker that is not served any more, however that ended.
-struct Fed<'a> {
-    feeder: &'a Feeder,
-    worker: WorkerName,
+/// A worker that is not served any more, however that ended, is fed no more, and its task events are not kept.
+struct Served<'a> {
+    links: &'a Links,
+    worker: &'a Worker,
 }
 
-impl Drop for Fed<'_> {
+impl Drop for Served<'_> {
     fn drop(&mut self) {
-        self.feeder.remove(&self.worker);
-    }
-}
-
-/// Its task events are kept as long as it is served.
-struct Kept<'a> {
-    keeper: &'a Keeper,
-    worker: &'a WorkerName,
-}
-
-impl<'a> Kept<'a> {
-    fn begin(keeper: &'a Keeper, worker: &'a Worker) -> Self {
-        keeper.add(&worker.name);
-        Self { keeper, worker: &worker.name }
-    }
-}
-
-impl Drop for Kept<'_> {
-    fn drop(&mut self) {
-        self.keeper.remove(self.worker);
+        self.links.feeder.remove(&self.worker.name);
+        if self.worker.task_events {
+            self.links.keeper().remove(&self.worker.name);
+        }
     }
 }
 

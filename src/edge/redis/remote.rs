@@ -21,8 +21,8 @@ use super::{fault, feeder::Feeder, kept::Keeper};
 use crate::{
     edge::{
         celery::{self, ANSWER_LIMIT, Command, EVENTS, PIDBOX, TICKET},
+        exposed::{self, Asks},
         fault::Fault,
-        task_events,
     },
     failpoint,
     model::{Exposed, WorkerName},
@@ -88,36 +88,13 @@ impl Remote {
 
     /// Whether the worker consumes this queue, as it says itself; `None` if it says nothing.
     pub(super) async fn consumes(&self, worker: &WorkerName, lane: &str) -> Option<bool> {
-        let answer = timeout(ANSWER_LIMIT, self.ask(worker, "active_queues")).await.ok()?.ok()?;
+        let answer = timeout(ANSWER_LIMIT, self.ask(worker, "active_queues")).await.ok()?.ok()??;
         Some(celery::queues(&answer).values().any(|queues| queues.contains(lane)))
     }
 
     /// What the worker has prefetched or started, and, where its task events are kept, what had ended.
     pub(super) async fn exposed(&self, worker: &WorkerName, keeper: Option<&Keeper>) -> Exposed {
-        let enable = async {
-            let asked = keeper.is_some();
-            if asked { self.ask(worker, celery::ENABLE_EVENTS).await.map(Some) } else { Ok(None) }
-        };
-        // `active` is asked last: a task that moves from reserved to active in between is then seen twice rather than never.
-        let asking =
-            async { tokio::try_join!(biased; self.ask(worker, "reserved"), self.ask(worker, "active"), enable) };
-        let (mut exposed, mut were_on) = (Exposed::default(), None);
-        match timeout(ANSWER_LIMIT, asking).await {
-            Ok(Ok((reserved, active, enabled))) => {
-                exposed.tasks = Some(celery::tasks(&reserved, &active));
-                were_on = enabled.as_ref().and_then(celery::were_events_on);
-            }
-            Ok(Err(fault)) => exposed.unknown = Some(format!("failed to ask the worker: {fault}")),
-            Err(_) => exposed.unknown = Some(celery::silent()),
-        }
-        match keeper.map(|keeper| keeper.kept(worker)) {
-            Some(kept) => {
-                let (node, kept) = (celery::node(worker), kept.as_ref().map_err(String::as_str));
-                task_events::add(&mut exposed, &node, kept, were_on);
-            }
-            None => exposed.ended_unknown = Some(task_events::OFF.to_owned()),
-        }
-        exposed
+        exposed::ask(self, worker, keeper.map(async |keeper| keeper.kept(worker))).await
     }
 
     /// Sends a command without an answer.
@@ -125,15 +102,6 @@ impl Remote {
         let (method, arguments) = command.call(lane);
         let sent = self.post(worker, method, &arguments, &celery::ticket(), false).await;
         sent.inspect(|()| failpoint::hit(command.sent()))
-    }
-
-    async fn ask(&self, worker: &WorkerName, method: &str) -> Result<Value, Fault> {
-        let (ticket, (waiting, answer)) = (celery::ticket(), oneshot::channel());
-        self.asked.waiting().insert(ticket.clone(), waiting);
-        self.asked.bell.notify_one();
-        let _forget = Forget { asked: &self.asked, ticket: &ticket };
-        self.post(worker, method, &json!({}), &ticket, true).await?;
-        answer.await.map_err(|_| Fault::LinkDown)
     }
 
     async fn post(
@@ -158,6 +126,18 @@ impl Remote {
             .await
             .map(|_| ())
             .map_err(|error| fault("send to Celery's remote control", error))
+    }
+}
+
+impl Asks for Remote {
+    /// Redis does not tell whether there is a mailbox.
+    async fn ask(&self, worker: &WorkerName, method: &str) -> Result<Option<Value>, Fault> {
+        let (ticket, (waiting, answer)) = (celery::ticket(), oneshot::channel());
+        self.asked.waiting().insert(ticket.clone(), waiting);
+        self.asked.bell.notify_one();
+        let _forget = Forget { asked: &self.asked, ticket: &ticket };
+        self.post(worker, method, &json!({}), &ticket, true).await?;
+        answer.await.map(Some).map_err(|_| Fault::LinkDown)
     }
 }
 

@@ -234,6 +234,7 @@ impl Mover {
                 Some(opened) = OptionFuture::from(spares.as_mut()) => {
                     spares = None;
                     self.ears.add(opened.unwrap_or_default());
+                    failpoint::hit(Point::TakeBackSpared);
                 }
                 Some(ask) = self.asks.recv() => match ask {
                     Ask::Sweep(asked) => {
