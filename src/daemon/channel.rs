@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A channel dies of an error of its own only if somebody deletes the exchange; there is no hurry.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Keeps `channels` supplied until `stop`.
 ///

@@ -28,7 +28,7 @@ const MADE_READY: usize = 32;
 /// 2.5 of these.
 const QUIET: u32 = 3;
 /// What one gate spends on bursts past its shut edges: RabbitMQ has three processes for each channel.
-const SPARE_CHANNELS: usize = 128;
+const SPARE_CHANNELS: usize = 64;
 
 /// The connections of one link-up.
 #[derive(Debug)]
