@@ -147,7 +147,7 @@ fn a_worker_that_is_recycled_gives_back_what_it_has_and_the_other_one_runs_it(ki
         field.in_lane(0) == 3 && app.marks().iter().any(|mark| mark.worker == field.name(0))
     });
     field.host(0).set_profile(DRIFTED);
-    assert!(recycled.wait(SOON).success(), "{}", recycled.log());
+    assert!(recycled.wait().success(), "{}", recycled.log());
     field.wait_until_quiet(&app);
     each_once(&app.runs(), 20);
     let by_recycled = app.marks().iter().filter(|mark| mark.worker == field.name(0)).count();

@@ -47,7 +47,7 @@ fn a_recycled_worker_gives_back_what_waits_and_is_told_of_when_it_is_back(kind: 
     until(SOON, "it works", || !app.runs().is_empty());
     let facts = field.facts();
     field.host(0).set_profile(DRIFTED);
-    assert!(worker.wait(SOON).success(), "{}", worker.log());
+    assert!(worker.wait().success(), "{}", worker.log());
     let ran = app.runs().len();
     // What a supervisor does.
     let _anew = app.worker(&field.lane(0), &field.name(0), &["-c", "1"]);
@@ -71,7 +71,7 @@ fn a_worker_without_remote_control_is_recycled_by_sigterm_and_finishes_what_runs
     until(SOON, "it works", || !app.runs().is_empty());
     let facts = field.facts();
     field.host(0).set_profile(DRIFTED);
-    assert!(worker.wait(SOON * 2).success(), "{}", worker.log());
+    assert!(worker.wait().success(), "{}", worker.log());
     assert!(app.marks().iter().any(|mark| mark.phase == "ended"), "what ran was not finished: {}", worker.log());
     let _anew = app.worker(&field.lane(0), &field.name(0), &["-c", "1"]);
     let reason = reason(&facts, &field);
@@ -188,7 +188,7 @@ fn a_recycled_worker_that_does_not_come_back_is_told_of() {
     let mut worker = field.worker(&app, 0);
     let facts = field.facts();
     field.host(0).set_profile(DRIFTED);
-    assert!(worker.wait(SOON).success(), "{}", worker.log());
+    assert!(worker.wait().success(), "{}", worker.log());
     let fact = facts.nth(SOON * 3, "worker-recycled", &field.name(0), 0).body;
     assert_eq!(fact["reason"]["code"], "not_recycled", "{fact}");
     assert!(fact["reason"]["detail"].as_str().unwrap().contains("has not come back"), "{fact}");

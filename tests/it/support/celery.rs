@@ -19,6 +19,10 @@ use super::{
     wait::eventually,
 };
 
+/// For a warm shutdown, beside what the tasks take. Celery's event loop can be over before it has seen the last task's end, and
+/// then the pool's process waits 30 s for that (billiard/pool.py, `_ensure_messages_consumed`): seen in one of some fifty
+/// shutdowns of a busy worker, without any gate.
+const WARM_SHUTDOWN: Duration = Duration::from_secs(60);
 /// Python, Celery and kombu need 1 to 2 s to be imported on an idle machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -211,13 +215,13 @@ impl Worker {
 
     /// Celery's warm shutdown: what runs is finished, what was prefetched goes back. `None` if it had to be killed.
     pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
-        self.process.stop(Duration::from_secs(30))
+        self.process.stop(WARM_SHUTDOWN)
     }
 
-    /// Waits for an end that it comes to by itself.
+    /// Waits for the same, which somebody else has asked for.
     #[track_caller]
-    pub(crate) fn wait(&mut self, bound: Duration) -> ExitStatus {
-        self.process.wait(bound)
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.process.wait(WARM_SHUTDOWN)
     }
 
     /// SIGKILL, to the pool as well.
