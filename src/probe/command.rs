@@ -47,7 +47,7 @@ const KILL_GRACE: Duration = Duration::from_secs(2);
 const SWEEP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Between two looks at a command whose SIGCHLD was missed.
-const MISSED_SIGNAL: Duration = Duration::from_millis(250);
+const MISSED_SIGNAL: Duration = Duration::from_secs(1);
 
 /// What is handed on from the gate's own environment, besides every LC_* variable: how text and times are written.
 const HANDED_ON: &[&str] = &["LANG", "LANGUAGE", "TZ"];

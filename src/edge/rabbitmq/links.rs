@@ -23,7 +23,7 @@ use crate::{
 /// So many edges are made ready at once. Each takes up to three channels on `control` meanwhile, and a connection has 2,047.
 const MADE_READY: usize = 32;
 
-/// By so much longer is the heartbeat of the two connections that own nothing: heartbeats are most of what an idle gate does.
+/// By so much longer is the heartbeat of the two connections that own nothing: heartbeats are a good part of what an idle gate does.
 /// A broker that is gone is missed by `control`; of a host that is gone, the broker has back what was in hand after some
 /// 2.5 of these.
 const QUIET: u32 = 3;
