@@ -117,7 +117,7 @@ impl Crew {
     #[track_caller]
     pub(crate) fn wait_until_gone(&mut self) {
         if let Some(mut worker) = self.worker.take() {
-            assert!(worker.wait(LONG).success(), "{}", worker.log());
+            assert!(worker.wait().success(), "{}", worker.log());
         }
     }
 
