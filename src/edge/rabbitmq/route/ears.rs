@@ -34,9 +34,9 @@ const SPARE_PRIORITY: i32 = 99;
 /// ones to whoever else consumes it, whatever the priorities say (RabbitMQ's `rabbit_queue_consumers.erl`,
 /// `UNSENT_MESSAGE_LIMIT`).
 const AHEAD: u16 = 200;
-/// With the first one they have room for 3,000 messages that come past a shut edge at once, while the gate itself has no time for
-/// a single one.
-const SPARES: usize = 14;
+/// With the first one they have room for 1,000 messages that come past a shut edge at once and are not even under way to the
+/// gate, because it takes none at the moment. More of them would take longer to close than it takes to open an edge.
+const SPARES: usize = 4;
 
 /// Where a message came in: by which channel, and under which number.
 pub(super) type Origin = (usize, DeliveryTag);
