@@ -115,7 +115,7 @@ fn two_workers_on_one_direct_intake_each_get_their_own_and_one_is_held_alone() {
     gate.wait_for_edge(SOON, LANE, "open");
     gate.wait_until(SOON, OTHER, "quarantined");
     // Its holding queue is there before the gate owns it for the first time.
-    until(SOON, "the other lane is watched", || vhost.count(OTHER).is_some_and(|lane| lane.consumers == 1));
+    until(SOON, "the other lane is watched", || vhost.is_intercepted(OTHER));
     for key in ["codex-0", "codex-1", "zero", "nobody"] {
         vhost.publish("codex", key, [key]);
     }

@@ -206,7 +206,7 @@ fn an_intake_that_cannot_hold_is_refused_with_the_policy_that_mends_it_and_then_
     host.set_tool("speckit", "echo 'not installed'; exit 1\n");
     let gate = host.start(&settings);
     gate.wait_until(SOON, LANE, "quarantined");
-    until(SOON, "the lane is watched", || vhost.count(LANE).is_some_and(|lane| lane.consumers == 1));
+    until(SOON, "the lane is watched", || vhost.is_intercepted(LANE));
     vhost.publish("codex.in", "codex-0", ["one"]);
     // The probe message may be there as well.
     until(SOON, "it is held", || vhost.waiting(HELD) > 0);

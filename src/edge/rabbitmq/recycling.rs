@@ -9,7 +9,6 @@ use serde_json::Value;
 use super::{
     links::Links,
     remote::{self, Sent},
-    route::consumers,
     wire,
 };
 use crate::{
@@ -53,10 +52,8 @@ impl Hands for Recycling {
 
     async fn consumes(&self) -> Result<bool, Fault> {
         let channel = wire::open(&self.links.control).await?;
-        let found = consumers(&channel, &self.lane).await?;
+        let lane = self.links.consumed.others(&channel, &self.lane).await?;
         let _ = channel.close(200, "done".into()).await;
-        // While the edge is shut the gate consumes the lane, too.
-        let own = self.links.consumed.counts().get(self.lane.as_str()).copied().unwrap_or_default();
-        Ok(usize::try_from(found).is_ok_and(|found| found > own))
+        Ok(lane.consumers > 0)
     }
 }

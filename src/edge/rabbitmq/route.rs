@@ -30,7 +30,6 @@ mod settling;
 mod topology;
 
 use names::Names;
-pub(super) use topology::consumers;
 
 use super::links::Links;
 use crate::{

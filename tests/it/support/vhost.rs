@@ -296,6 +296,12 @@ impl Vhost {
         Some(Count { messages: declared.message_count(), consumers: declared.consumer_count() })
     }
 
+    /// Whether the gate, or anybody, consumes this lane. A gate does by one channel, and by a few spare ones once it is empty.
+    #[track_caller]
+    pub(crate) fn is_intercepted(&self, lane: &str) -> bool {
+        self.count(lane).is_some_and(|lane| (1..=5).contains(&lane.consumers))
+    }
+
     /// How many messages wait in a queue; panics if there is no such queue.
     #[track_caller]
     pub(crate) fn waiting(&self, queue: &str) -> u32 {

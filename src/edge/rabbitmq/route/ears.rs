@@ -128,9 +128,12 @@ impl Ears {
         }
     }
 
-    /// What has come and was not asked for yet.
-    pub(super) fn next_now(&mut self) -> Option<(Origin, Delivery)> {
-        self.next().now_or_never().and_then(Result::ok)
+    /// The next message, if it is here already.
+    ///
+    /// # Errors
+    /// If one of the channels is gone.
+    pub(super) fn next_now(&mut self) -> Option<Result<(Origin, Delivery), Fault>> {
+        self.next().now_or_never()
     }
 
     /// Ends when everything has come that the broker had sent when this was called.

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     edge::{
         fault::{Fault, within},
-        rabbitmq::links::Links,
+        rabbitmq::{consumed::Others, links::Links},
     },
     failpoint::{self, Point},
     model::WorkerName,
@@ -73,7 +73,10 @@ pub(super) struct Feeding {
 #[derive(Debug, Clone, Copy)]
 struct Lane {
     waiting: u64,
+    /// The worker's.
     consumers: u32,
+    /// Whether the gate consumed it as well: what was taken back while the edge was shut has not ended yet.
+    and_we: bool,
     seen: Instant,
 }
 
@@ -135,7 +138,7 @@ impl Feeding {
                 }
                 continue;
             }
-            if lane.consumers == 0 {
+            if lane.consumers == 0 && !lane.and_we {
                 let since = *self.absent_since.get_or_insert(lane.seen);
                 let has_work = topology::waiting(&self.look, &self.shared).await? > 0;
                 pause = if has_work { ABSENT.0 } else { (since.elapsed() / 4).clamp(ABSENT.0, ABSENT.1) };
@@ -166,7 +169,7 @@ impl Feeding {
         let mut consumer = within("consume the intake", consuming).await?;
         failpoint::hit(Point::FeedConsuming);
         let _consuming = self.links.consumed.begin(self.shared.as_str());
-        let mut lane = Lane { waiting: 0, consumers: 1, seen: Instant::now() };
+        let mut lane = Lane { waiting: 0, consumers: 1, and_we: false, seen: Instant::now() };
         let mut hand = Hand::default();
         // A worker that goes while nothing comes is to be missed all the same.
         let idle = (self.feed.offline_after / 2).clamp(ABSENT.0, Duration::from_secs(5));
@@ -328,9 +331,8 @@ impl Feeding {
     }
 
     async fn lane(&self) -> Result<Lane, Fault> {
-        let queue = topology::count(&self.look, &self.names.lane).await?;
-        let (waiting, consumers) = (u64::from(queue.message_count()), queue.consumer_count());
-        Ok(Lane { waiting, consumers, seen: Instant::now() })
+        let Others { waiting, consumers, and_we } = self.links.consumed.others(&self.look, &self.names.lane).await?;
+        Ok(Lane { waiting, consumers, and_we, seen: Instant::now() })
     }
 
     /// Puts what waits in the lane of a worker that is away back to the shared queue, unless it comes meanwhile.
@@ -344,10 +346,9 @@ impl Feeding {
         let mover = Mover::start(Way::TakeBack, lane, names, links, asked, Arc::clone(&tally), bell).await?;
         let done = CancellationToken::new();
         let mut task = AbortOnDropHandle::new(tokio::spawn(mover.run(done.clone())));
-        // With our own consumer there, whether the worker is back shows in there being two.
         loop {
             let lane = self.lane().await?;
-            if lane.consumers > 1 || (lane.waiting == 0 && tally.idle()) {
+            if lane.consumers > 0 || (lane.waiting == 0 && tally.idle()) {
                 break;
             }
             tokio::select! {

@@ -185,7 +185,7 @@ impl Mover {
         let mut in_hand = VecDeque::new();
         let (mut sweeping, mut swept) = (FuturesUnordered::new(), Vec::new());
         let mut spares = None::<Spares>;
-        let outcome = loop {
+        let outcome = 'moving: loop {
             let room = IN_FLIGHT.saturating_sub(in_flight.len()).min(TOGETHER).min(in_hand.len());
             if room > 0
                 && let Some(mouth) = self.mouth.take()
@@ -212,19 +212,20 @@ impl Mover {
                         Err(fault) => break Err(fault),
                     }
                 }
-                heard = self.ears.next() => match heard {
-                    Ok((origin, delivery)) => {
+                heard = self.ears.next() => {
+                    let mut heard = Some(heard);
+                    while let Some(one) = heard {
+                        let (origin, delivery) = match one {
+                            Ok(one) => one,
+                            Err(fault) => break 'moving Err(fault),
+                        };
                         self.note(&delivery);
                         in_hand.push_back((origin, delivery));
-                        failpoint::hit(self.desk.way.point(Point::TakeBackReceived, Point::GiveBackReceived));
                         // What has come with it is published with it.
-                        while in_hand.len() < TOGETHER && let Some((origin, delivery)) = self.ears.next_now() {
-                            self.note(&delivery);
-                            in_hand.push_back((origin, delivery));
-                        }
+                        heard = if in_hand.len() < TOGETHER { self.ears.next_now() } else { None };
                     }
-                    Err(fault) => break Err(fault),
-                },
+                    failpoint::hit(self.desk.way.point(Point::TakeBackReceived, Point::GiveBackReceived));
+                }
                 // What the broker had sent before its answer is here since then, and what is here has come.
                 () = std::future::ready(()), if !swept.is_empty() => swept.drain(..).for_each(tell),
                 Some((answer, asked)) = sweeping.next(), if !sweeping.is_empty() => match answer {

@@ -298,11 +298,6 @@ pub(super) async fn waiting(channel: &Channel, queue: &ShortString) -> Result<u6
     Ok(u64::from(count(channel, queue).await?.message_count()))
 }
 
-/// How many consume a queue.
-pub(in crate::edge::rabbitmq) async fn consumers(channel: &Channel, queue: &ShortString) -> Result<u32, Fault> {
-    Ok(count(channel, queue).await?.consumer_count())
-}
-
 fn kind(kind: IntakeType) -> ExchangeKind {
     match kind {
         IntakeType::Direct => ExchangeKind::Direct,

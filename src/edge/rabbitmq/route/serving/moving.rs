@@ -76,7 +76,7 @@ impl Serving<'_> {
     /// Tells the worker to consume its lane if nobody does, and it may have been told to stop. One that is away does not hear
     /// it, and needs not: it consumes when it comes.
     pub(super) async fn wake(&self) -> Result<(), Fault> {
-        if *self.maybe_deaf && topology::consumers(&self.control, &self.names.lane).await? == 0 {
+        if *self.maybe_deaf && self.links.consumed.others(&self.control, &self.names.lane).await?.consumers == 0 {
             self.command(Command::AddConsumer);
         }
         Ok(())
