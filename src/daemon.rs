@@ -63,14 +63,16 @@ use holds::Save;
 use notify::Notifier;
 use parts::{Parts, Signals};
 pub use reload::Load;
+use reload::Reread;
 pub use setup::{Setup, owners, policy};
 use setup::{first_snapshot, supported};
 
-/// The loop looks round at least this often: evidence that went stale while the machine slept is seen at once, and whoever
-/// watches over the gate sees that it lives.
-const PULSE: Duration = Duration::from_secs(1);
-/// Between two `gate-heartbeat` events.
+/// The loop looks round at least this often: evidence that went stale while the machine slept is seen soon after, and whoever
+/// watches over the gate sees that it lives. To be woken is most of what an idle gate costs, so no more often than that.
+const PULSE: Duration = Duration::from_millis(2_500);
+/// Between two `gate-heartbeat` events: two pulses, which may be a little early or late.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+const ABOUT: Duration = Duration::from_millis(250);
 /// For everything that a stop has to finish. Docker kills ten seconds after it asks.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 /// Of that, for the edges.
@@ -213,7 +215,7 @@ struct Inbox {
     observed: mpsc::Receiver<Observation>,
     reported: mpsc::Receiver<(WorkerName, EdgeReport)>,
     image: mpsc::Receiver<ImageReport>,
-    reloaded: mpsc::Receiver<Result<Setup, String>>,
+    reloaded: mpsc::Receiver<Reread>,
     errand: mpsc::Receiver<Errand>,
     news: mpsc::Receiver<FleetNews>,
 }
@@ -275,7 +277,7 @@ impl Daemon {
                     self.run_errand(errand).await;
                     Input::Tick
                 }
-                Some(loaded) = inbox.reloaded.recv(), if end.is_none() => match self.reload(loaded, &mut parts).await {
+                Some(reread) = inbox.reloaded.recv(), if end.is_none() => match self.reload(reread, &mut parts).await {
                     None => Input::Tick,
                     Some(setup) => { end = Some((Ok(End::Again(setup)), stop_by())); Input::Stop }
                 },
@@ -299,7 +301,7 @@ impl Daemon {
                 self.beat(now);
             }
             self.show(now, ticked);
-            if ticked {
+            if ticked || !self.notifier.is_up() {
                 self.notifier.pulse(&self.snapshots.borrow(), now.mono);
             }
             let shut_by = |until: tokio::time::Instant| tokio::time::Instant::now() >= until - STOP_LIMIT + SHUT_LIMIT;
@@ -335,8 +337,7 @@ impl Daemon {
     }
 
     fn beat(&mut self, now: Now) {
-        // With the pulse that is nearest to it.
-        if self.heartbeat.elapsed() + PULSE / 2 >= HEARTBEAT {
+        if self.heartbeat.elapsed() + ABOUT >= HEARTBEAT {
             self.heartbeat = Instant::now();
             self.outbox.offer(Fact { audited: false, ..self.about_itself(FactKind::GateHeartbeat, now) });
         }

@@ -17,7 +17,7 @@ use crate::{
     report::http::Snapshot,
 };
 
-/// Messages that wait for the thread. One each pulse is the most; what does not fit is told by a later one, or is too late.
+/// Messages that wait for the thread. Once the gate is up, one each pulse is the most; what does not fit is told by a later one, or is too late.
 const QUEUE: usize = 8;
 
 /// Where systemd listens, if it does, and what it knows.
@@ -28,6 +28,7 @@ pub(super) struct Notifier {
     watchdog: Option<Duration>,
     fed: Option<Instant>,
     is_ready: bool,
+    is_reloading: bool,
     is_stopping: bool,
     status: String,
 }
@@ -59,7 +60,12 @@ impl Notifier {
         Ok(Self { told: Some(told), watchdog, ..Self::default() })
     }
 
-    /// To be called with each pulse. The gate is up from the moment on at which `/healthz` would say so, and is fed for as long
+    /// Whether nobody waits for the gate to be up.
+    pub(super) fn is_up(&self) -> bool {
+        self.told.is_none() || self.is_ready
+    }
+
+    /// To be called with each pulse, and with everything new until the gate is up. The gate is up from the moment on at which `/healthz` would say so, and is fed for as long
     /// as it does; the audit log apart, since a new process would find the disk as full as it is.
     pub(super) fn pulse(&mut self, snapshot: &Snapshot, now: Mono) {
         if self.told.is_none() || self.is_stopping {
@@ -89,15 +95,15 @@ impl Notifier {
 
     /// Settings are taken on. A gate that is not up yet is not reloaded, it starts.
     pub(super) fn reloading(&mut self) {
-        if self.is_ready {
-            self.say(vec![Word::Reloading]);
+        if self.is_ready && !self.is_reloading {
+            self.is_reloading = self.say(vec![Word::Reloading]);
         }
     }
 
     /// The settings hold, those from before or others.
     pub(super) fn reloaded(&mut self) {
-        if self.is_ready {
-            self.say(vec![Word::Ready]);
+        if self.is_reloading {
+            self.is_reloading = !self.say(vec![Word::Ready]);
         }
     }
 

@@ -31,6 +31,13 @@ use crate::{
 /// Reads the settings again, on a thread where it may block. What is wrong with them is a text for people.
 pub type Load = Arc<dyn Fn() -> Result<Setup, String> + Send + Sync>;
 
+/// Settings that were read again.
+pub(super) struct Reread {
+    loaded: Result<Setup, String>,
+    /// By SIGHUP, and not because of their file.
+    by_signal: bool,
+}
+
 /// A file that nobody has written for so long is taken to be complete.
 const QUIET: Duration = Duration::from_millis(200);
 
@@ -42,7 +49,7 @@ pub(super) fn keep(
     file: Option<PathBuf>,
     watcher: Watcher,
     load: Load,
-    reloads: mpsc::Sender<Result<Setup, String>>,
+    reloads: mpsc::Sender<Reread>,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut hangup = signal(SignalKind::hangup())?;
     // A relative path is one from here; the gate never changes its directory.
@@ -51,17 +58,18 @@ pub(super) fn keep(
         let subject = watcher.subject(file.into_iter().collect());
         // The first notice says that the file is watched. What changed before then is loaded, too.
         loop {
-            tokio::select! {
+            let by_signal = tokio::select! {
                 _ = subject.touched() => {
                     // An editor takes several steps, and one that only truncates is not what anybody means.
                     while tokio::time::timeout(QUIET, subject.touched()).await.is_ok() {}
+                    false
                 }
-                _ = hangup.recv() => {}
+                _ = hangup.recv() => true,
                 () = reloads.closed() => return,
-            }
+            };
             let load = load.clone();
             let Ok(loaded) = spawn_blocking(move || load()).await else { return };
-            if reloads.send(loaded).await.is_err() {
+            if reloads.send(Reread { loaded, by_signal }).await.is_err() {
                 return;
             }
             // A file that is written all the time is not read all the time.
@@ -72,9 +80,12 @@ pub(super) fn keep(
 
 impl Daemon {
     /// Goes on with other settings. What is handed back concerns every edge, so the gate has to be made anew from it.
-    pub(super) async fn reload(&mut self, loaded: Result<Setup, String>, parts: &mut Parts) -> Option<Box<Setup>> {
-        self.notifier.reloading();
-        let again = self.take_on(loaded, parts).await;
+    pub(super) async fn reload(&mut self, reread: Reread, parts: &mut Parts) -> Option<Box<Setup>> {
+        if reread.by_signal {
+            // Whoever sent it waits to be told, whatever there is to be taken on.
+            self.notifier.reloading();
+        }
+        let again = self.take_on(reread.loaded, parts).await;
         if again.is_none() {
             self.notifier.reloaded();
         }
@@ -103,6 +114,7 @@ impl Daemon {
             tracing::debug!("the settings were read again, and say what they said");
             return None;
         }
+        self.notifier.reloading();
         let about = |reason: &str| Reason::new(Code::SettingsChanged, reason, "");
         self.tell(FactKind::GateSettingsLoaded, about("settings were read again and hold from now on"));
         if concerns_every_edge(&self.settings, &setup.settings) {

@@ -10,6 +10,7 @@ use futures_util::{
     FutureExt, StreamExt,
     future::{BoxFuture, ready},
     stream::FuturesOrdered,
+    try_join,
 };
 use lapin::{
     BasicProperties, Channel, Confirmation, ExchangeKind, PublisherConfirm,
@@ -96,12 +97,14 @@ impl Outlet {
     ) -> Result<BoxFuture<'static, Result<(), PublishError>>, PublishError> {
         match self {
             Self::RabbitMq { channel, .. } => {
-                let confirm = publish(channel, exchange, &event.routing_key(), event).await?;
+                let (key, beat) = (event.routing_key(), beat_queue(event.gate()));
                 if !event.is_about_gate() {
-                    return Ok(confirm.map(confirmed).boxed());
+                    return Ok(publish(channel, exchange, &key, event).await?.map(confirmed).boxed());
                 }
-                // The broker remembers what a gate said last; if it has no such queue, nobody misses it.
-                let last = publish(channel, "", &beat_queue(event.gate()), event).await?;
+                // The broker remembers what a gate said last; if it has no such queue, nobody misses it. Both in one go, because
+                // each publish by itself would wake lapin's thread.
+                let (confirm, last) =
+                    try_join!(publish(channel, exchange, &key, event), publish(channel, "", &beat, event))?;
                 Ok(async move { confirmed(confirm.await).and(confirmed(last.await)) }.boxed())
             }
             Self::Redis(outlet) => {

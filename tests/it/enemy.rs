@@ -19,7 +19,6 @@ const LANE: &str = "codex-0";
 const HELD: &str = "codex-0.held";
 const DRIFTED: &str = "model = \"o5\"\napproval_policy = \"on-request\"\n";
 
-/// Whether a gate owns the worker and keeps its lane empty.
 fn numbers(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|n| n.to_string())
 }

@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(30);
 const A_WHILE: Duration = Duration::from_millis(1_500);
 const LANE: &str = "codex-0";
 /// WatchdogSec of these tests.
-const WATCHDOG: Duration = Duration::from_secs(4);
+const WATCHDOG: Duration = Duration::from_secs(8);
 
 /// The socket of a service manager.
 struct Systemd {
