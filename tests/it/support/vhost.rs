@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_rs::Runtime;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::try_join_all};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     message::{BasicGetMessage, Delivery},
@@ -328,9 +328,14 @@ impl Vhost {
     pub(crate) fn drain(&self, queue: &str) -> Vec<Message> {
         let queue = ShortString::from(queue);
         self.with(async move |channel| {
-            let mut all = Vec::new();
-            while let Some(message) = channel.basic_get(queue.clone(), BasicGetOptions { no_ack: true }).await? {
-                all.push(Message::from(message));
+            // Some at once, which come in their order: one by one, 60,000 take more than a minute on a slow machine.
+            const AT_ONCE: usize = 20;
+            let (mut all, mut drained) = (Vec::new(), false);
+            while !drained {
+                let get = |_| channel.basic_get(queue.clone(), BasicGetOptions { no_ack: true });
+                let got = try_join_all((0..AT_ONCE).map(get)).await?;
+                drained = got.iter().any(Option::is_none);
+                all.extend(got.into_iter().flatten().map(Message::from));
             }
             Ok(all)
         })
