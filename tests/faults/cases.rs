@@ -110,7 +110,7 @@ const POINTS: &[(&str, &[Edge], &[u32], Drive)] = &[
     ("let_go.stopped", RABBITMQ, &[1], Drive::Cycle),
     ("let_go.disowned", RABBITMQ, &[1], Drive::Cycle),
     ("take_back.consuming", RABBITMQ, START_AND_SHUT, Drive::Cycle),
-    ("take_back.spared", RABBITMQ, &[1], Drive::Cycle),
+    ("take_back.spared", RABBITMQ, &[1], Drive::Bypass),
     ("take_back.received", RABBITMQ, OF_BATCHES, Drive::Cycle),
     ("take_back.published", RABBITMQ, OF_MANY, Drive::Cycle),
     ("take_back.confirmed", RABBITMQ, &[1, 3], Drive::Cycle),
