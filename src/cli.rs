@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::settings::{self, Loaded, Place, Problem, Problems, Source};
+use crate::settings::{self, Loaded, Place, Problem, Problems, Reach, Source};
 
 mod ask;
 pub mod audit;
@@ -193,6 +193,14 @@ impl Context {
     pub fn settings(&self) -> Result<Loaded, Problems> {
         settings::load(&self.source)
     }
+
+    /// Reads what leads to the gates, for a command that has no worker of its own; there need not be a settings file.
+    ///
+    /// # Errors
+    /// As for [`Self::settings`].
+    pub fn reach(&self) -> Result<Reach, Problems> {
+        settings::reach(&self.source).map(|(reach, _)| reach)
+    }
 }
 
 /// The environment as text. A setting that is none is a problem; of other variables the bad bytes are replaced.
@@ -298,11 +306,11 @@ fn runtime() -> anyhow::Result<Runtime> {
 }
 
 async fn events_command(context: &Context, args: events::args::EventsArgs) -> anyhow::Result<Exit> {
-    let settings = context.settings()?.settings;
+    let reach = context.reach()?;
     let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
     let following = async {
         let subscription = args.subscription(&context.source.env)?;
-        events::events(&settings.broker, &settings.events.exchange, subscription, &mut stdout, &mut stderr).await
+        events::events(&reach.broker, &reach.events.exchange, subscription, &mut stdout, &mut stderr).await
     };
     match following.await {
         Ok(()) => Ok(Exit::Done),

@@ -64,8 +64,8 @@ use notify::Notifier;
 use parts::{Parts, Signals};
 pub use reload::Load;
 use reload::Reread;
+use setup::first_snapshot;
 pub use setup::{Setup, owners, policy};
-use setup::{first_snapshot, supported};
 
 /// The loop looks round at least this often: evidence that went stale while the machine slept is seen soon after, and whoever
 /// watches over the gate sees that it lives. To be woken is most of what an idle gate costs, so no more often than that.
@@ -98,14 +98,6 @@ pub enum DaemonError {
     /// The broker refuses, or cannot be reached at the start.
     #[error(transparent)]
     Broker(#[from] Fault),
-    /// What this version cannot do. Ignoring it would let the settings promise what the gate does not keep.
-    #[error("do what {key} asks for: {what}")]
-    Unsupported {
-        /// The settings key.
-        key: &'static str,
-        /// What is missing, and what to do.
-        what: &'static str,
-    },
     /// The machine has no thread or no signal handler left.
     #[error("start")]
     Start(#[source] std::io::Error),
@@ -130,7 +122,6 @@ pub enum End {
 /// What makes guarding impossible; every edge is shut by then.
 pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
     let Setup { settings, identities, runner, file, key } = setup;
-    supported(&settings)?;
     let mut signals = Signals::new().map_err(DaemonError::Start)?;
     let listener = match &settings.gate.listen {
         Some(address) => Some(http::bind(address).await?),

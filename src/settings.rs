@@ -20,7 +20,7 @@ mod tests;
 mod validate;
 
 pub use broker_url::BrokerUrl;
-pub use load::{Loaded, Source, broker, load, load_text};
+pub use load::{Loaded, Source, load, load_text, reach};
 pub use package::Package;
 pub use problem::{Place, Problem, Problems};
 pub use show::ShownValue;
@@ -50,12 +50,23 @@ pub struct Settings {
     pub workers: Vec<Worker>,
 }
 
+/// What leads to the gates on a broker, and to what they tell: all that a command needs which has no worker of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reach {
+    /// `[broker]`
+    pub broker: Broker,
+    /// `[events]`
+    pub events: Events,
+    /// `[control]`
+    pub control: Control,
+}
+
 /// The gate itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
     /// Default: the host's name.
     pub name: String,
-    /// Audit log and last fingerprints.
+    /// The audit log and its sequence, operators' holds, and when each profile was last mended.
     pub state_dir: PathBuf,
     /// Address of the HTTP listener; `None` turns it off.
     pub listen: Option<String>,
@@ -108,7 +119,7 @@ pub struct Events {
 /// How long a proof holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evidence {
-    /// Older than this is stale. Longer than `every + timeout` of every required check.
+    /// Older than this is stale. Longer than [`Check::longest`] of every required check.
     pub max_age: Duration,
     /// The wait before the next admission, after the second quarantine in a row; zero turns it off.
     pub flap_wait: Duration,
@@ -148,6 +159,14 @@ pub struct Check {
     pub fail_after: u32,
     /// Consecutive passes before admission; at least 1.
     pub pass_after: u32,
+}
+
+impl Check {
+    /// What may pass from one result to the next: `every`, and `timeout` for each command.
+    pub fn longest(&self) -> Duration {
+        let commands = u32::try_from(self.run.len()).unwrap_or(u32::MAX);
+        self.every.saturating_add(self.timeout.saturating_mul(commands))
+    }
 }
 
 /// A version rule.

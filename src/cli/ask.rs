@@ -7,12 +7,12 @@ use super::{Coded, Context, Exit, prepare, run::broker_exit};
 use crate::{
     control::asker::{AskError, Asker},
     edge::fault::Fault,
-    settings::Settings,
+    settings::Reach,
 };
 
 /// Connects, to ask in the name of the user who runs this.
-pub(super) async fn connect(context: &Context, settings: &Settings) -> anyhow::Result<Asker> {
-    match Asker::connect(settings, me(context)).await {
+pub(super) async fn connect(context: &Context, reach: &Reach) -> anyhow::Result<Asker> {
+    match Asker::connect(&reach.broker, &reach.control, me(context)).await {
         Ok(asker) => Ok(asker),
         Err(AskError::Fault(fault)) => Err(failed(&fault)),
         Err(AskError::Key(error)) => Err(prepare::unusable(&error)),

@@ -13,7 +13,7 @@ use crate::{
     doctor::DoctorError,
     durable,
     init::{self, Edge, InitError, Wish},
-    settings::{self, load::SEARCH},
+    settings::{self, Reach, Source, load::SEARCH},
 };
 
 /// What `--help` says beside the flags.
@@ -50,7 +50,8 @@ pub(super) async fn init(context: &Context, args: InitArgs) -> anyhow::Result<Ex
     }
     let mut source = context.source.clone();
     source.set.extend(args.broker.map(|url| format!("broker.url={url}")));
-    let (broker, values) = settings::broker(&source)?;
+    // What a file says that is to be written anew does not count.
+    let (Reach { broker, .. }, values) = settings::reach(&Source { file: None, search: Vec::new(), ..source.clone() })?;
     let crew = init::ask(&broker).await.map_err(|error| failed(&error))?;
     let wish = Wish { workers: &args.workers, edge: args.edge, host: &context.source.hostname };
     let draft = init::draft(&crew, &broker, &values, &wish, &prepare::user(context)).map_err(|error| {

@@ -103,8 +103,7 @@ pub(super) async fn hold(context: &Context, args: &HoldArgs) -> anyhow::Result<E
 }
 
 pub(super) async fn order(context: &Context, what: What, args: &OrderArgs) -> anyhow::Result<Exit> {
-    let settings = context.settings()?.settings;
-    let mut asker = connect(context, &settings).await?;
+    let mut asker = connect(context, &context.reach()?).await?;
     let workers = meant(&mut asker, what, args).await?;
     let mut fleet = Fleet::default();
     // One after the other: each is within the limit.

@@ -37,7 +37,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<Exit> {
 fn exit(error: &DaemonError) -> Exit {
     match error {
         DaemonError::Broker(fault) => broker_exit(fault.retry(), fault.is_permission()),
-        DaemonError::State(_) | DaemonError::Listen(_) | DaemonError::Unsupported { .. } => Exit::Settings,
+        DaemonError::State(_) | DaemonError::Listen(_) => Exit::Settings,
         DaemonError::Start(_) | DaemonError::Defect(_) => Exit::Internal,
     }
 }
@@ -45,11 +45,7 @@ fn exit(error: &DaemonError) -> Exit {
 fn remedy(error: &DaemonError) -> Option<&str> {
     match error {
         DaemonError::Broker(fault) => fault.remedy(),
-        DaemonError::State(_)
-        | DaemonError::Listen(_)
-        | DaemonError::Unsupported { .. }
-        | DaemonError::Start(_)
-        | DaemonError::Defect(_) => None,
+        DaemonError::State(_) | DaemonError::Listen(_) | DaemonError::Start(_) | DaemonError::Defect(_) => None,
     }
 }
 

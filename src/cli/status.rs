@@ -19,7 +19,7 @@ use super::{
     fleet::{self, Fleet, name},
     out,
 };
-use crate::{glob, settings::Settings};
+use crate::{glob, settings::Reach};
 
 mod table;
 
@@ -46,14 +46,14 @@ pub struct StatusArgs {
 }
 
 pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Result<Exit> {
-    let settings = context.settings()?.settings;
+    let reach = context.reach()?;
     let is_terminal = io::stdout().is_terminal();
     let no_color = context.source.env.get("NO_COLOR").is_some_and(|text| !text.is_empty());
-    let view = View { settings: &settings, args, is_terminal, colour: is_terminal && !no_color && !args.json };
+    let view = View { reach: &reach, args, is_terminal, colour: is_terminal && !no_color && !args.json };
     if args.watch {
         return view.watch(context).await;
     }
-    let mut asker = connect(context, &settings).await?;
+    let mut asker = connect(context, &reach).await?;
     let fleet = fleet::ask(&mut asker, true, fleet::LIMIT).await.map_err(|fault| ask::failed(&fault))?;
     asker.close().await;
     if fleet.is_empty() {
@@ -63,7 +63,7 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
 }
 
 struct View<'a> {
-    settings: &'a Settings,
+    reach: &'a Reach,
     args: &'a StatusArgs,
     is_terminal: bool,
     colour: bool,
@@ -135,7 +135,7 @@ impl View<'_> {
     async fn look(&self, context: &Context, asker: &mut Option<crate::control::asker::Asker>) -> anyhow::Result<()> {
         let there = match asker.take() {
             Some(asker) => asker,
-            None => connect(context, self.settings).await?,
+            None => connect(context, self.reach).await?,
         };
         let there = asker.insert(there);
         let fleet = fleet::ask(there, true, fleet::LIMIT).await.map_err(|fault| ask::failed(&fault))?;

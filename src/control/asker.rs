@@ -15,9 +15,9 @@ use super::{
     roll::Beat,
 };
 use crate::{
-    edge::fault::Fault,
+    edge::{celery, fault::Fault},
     model::WorkerName,
-    settings::{BrokerUrl, Settings},
+    settings::{self, BrokerUrl, Control},
 };
 
 mod rabbitmq;
@@ -56,6 +56,12 @@ pub(crate) const SORTED: &str = "worker-gate.sorted";
 /// What [`Asker::hear_facts`] is about: the routing keys of these events.
 const FACTS: [&str; 4] = ["worker.admitted", "worker.held", "worker.quarantined", "gate.offline"];
 
+/// A worker of Celery's, by what it says of itself.
+fn seen(event: &Value) -> Option<Heard> {
+    let (node, is_alive) = celery::beat(event)?;
+    is_alive.then(|| Heard::Seen(node.to_owned()))
+}
+
 /// A connection to ask on.
 #[derive(Debug)]
 pub struct Asker {
@@ -71,17 +77,15 @@ enum Broker {
 }
 
 impl Asker {
-    /// Connects to the broker of these settings, and signs with their key, if they have one. `by` is who asks.
+    /// Connects to this broker, and signs with the operators' key, if there is one. `by` is who asks.
     ///
     /// # Errors
     /// When the key cannot be used, or the broker not be reached.
-    pub async fn connect(settings: &Settings, by: String) -> Result<Self, AskError> {
-        let key = settings.control.key_file.as_deref().map(Key::read).transpose()?;
-        let broker = match settings.broker.urls.first() {
-            Some(BrokerUrl::Redis(_)) => Broker::Redis(Box::new(redis::Asker::connect(&settings.broker).await?)),
-            Some(BrokerUrl::Amqp(_)) | None => {
-                Broker::RabbitMq(Box::new(rabbitmq::Asker::connect(&settings.broker).await?))
-            }
+    pub async fn connect(broker: &settings::Broker, control: &Control, by: String) -> Result<Self, AskError> {
+        let key = control.key_file.as_deref().map(Key::read).transpose()?;
+        let broker = match broker.urls.first() {
+            Some(BrokerUrl::Redis(_)) => Broker::Redis(Box::new(redis::Asker::connect(broker).await?)),
+            Some(BrokerUrl::Amqp(_)) | None => Broker::RabbitMq(Box::new(rabbitmq::Asker::connect(broker).await?)),
         };
         Ok(Self { broker, key, by })
     }

@@ -13,6 +13,7 @@ use crate::{
     control::{self, desk::Desk},
     edge::{
         self, Ends,
+        celery::EVENTS,
         fault::Fault,
         links::{self, Connect, LinkState},
         rabbitmq::{self, route::Route},
@@ -21,7 +22,7 @@ use crate::{
     model::{EdgeReport, Wanted, WorkerName},
     redis::envelope::fanout_channel,
     report::outbox::{Outlet, RedisOutlet, gates, stream},
-    settings::{BrokerUrl, EdgeKind, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
+    settings::{BrokerUrl, EdgeKind, Events, FeedIntake, Settings, Worker, broker_url::AmqpUrl},
 };
 
 /// For counting what waits. Whoever is to know it has better things to do than to wait for a broker that is busy or gone.
@@ -54,7 +55,7 @@ pub(super) struct Wires {
 impl Broker {
     /// Begins to connect, and to supply `channels` with what events go out on.
     pub(super) fn start(settings: &Settings, parts: &mut Parts, channels: watch::Sender<Option<Outlet>>) -> Self {
-        let exchange = settings.events.exchange.clone();
+        let events = settings.events.clone();
         let stop = parts.stop_links.clone();
         match settings.broker.urls.first() {
             Some(BrokerUrl::Amqp(url)) => {
@@ -62,7 +63,7 @@ impl Broker {
                 let (up, url, gate) = (links.clone(), url.clone(), settings.gate.name.clone());
                 let (vhost, user) = (url.vhost.clone(), url.user.clone());
                 parts.spawn("the events' channel".to_owned(), async move {
-                    channel::keep(up, (&exchange, &gate), (&vhost, &user), &channels, &stop).await
+                    channel::keep(up, &events, &gate, (&vhost, &user), &channels, &stop).await
                 });
                 Self::RabbitMq { links, url, _state: state }
             }
@@ -74,7 +75,7 @@ impl Broker {
                     loop {
                         let outlet = match &*up.borrow_and_update() {
                             LinkState::Down(_) => None,
-                            LinkState::Up(links) => Some(outlet(links, &prefix, db, &exchange)),
+                            LinkState::Up(links) => Some(outlet(links, &prefix, db, &events)),
                         };
                         channels.send_replace(outlet);
                         tokio::select! {
@@ -165,7 +166,7 @@ impl Broker {
         match (self, worker.edge.clone()) {
             (Self::RabbitMq { links, url, .. }, EdgeKind::Route(intake)) => {
                 let (vhost, user) = (url.vhost.clone(), url.user.clone());
-                let route = Route { worker, intake, feed: None, gate, vhost, user, maybe_deaf: true };
+                let route = Route { worker, intake, feed: None, gate, vhost, user, maybe_deaf: Arc::new(true.into()) };
                 Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, stop))
             }
             (Self::Redis { links, .. }, EdgeKind::Feed(feed)) => {
@@ -193,12 +194,13 @@ fn keep<L: Connect>(settings: &Settings, parts: &mut Parts) -> States<L> {
     (state, links)
 }
 
-fn outlet(links: &Arc<redis::links::Links>, prefix: &str, db: u32, exchange: &str) -> Outlet {
+fn outlet(links: &Arc<redis::links::Links>, prefix: &str, db: u32, events: &Events) -> Outlet {
     Outlet::Redis(RedisOutlet {
         connection: links.talk.connection(),
         rush: links.rush.clone(),
-        channel: fanout_channel(prefix, db, exchange, ""),
-        stream: stream(prefix, exchange),
+        channel: fanout_channel(prefix, db, &events.exchange, ""),
+        stream: stream(prefix, &events.exchange),
         gates: gates(prefix),
+        celeryev: events.mirror_celeryev.then(|| fanout_channel(prefix, db, EVENTS, "")),
     })
 }

@@ -54,7 +54,7 @@ async fn listen(settings: &Settings, news: &mpsc::Sender<FleetNews>) -> AskError
 
 async fn try_listen(settings: &Settings, news: &mpsc::Sender<FleetNews>) -> Result<std::convert::Infallible, AskError> {
     let gate = &settings.gate.name;
-    let mut asker = Asker::connect(settings, format!("worker-gate {gate}")).await?;
+    let mut asker = Asker::connect(&settings.broker, &settings.control, format!("worker-gate {gate}")).await?;
     asker.hear_facts(&settings.events.exchange).await?;
     let mut is_told = false;
     loop {

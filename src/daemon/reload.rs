@@ -16,10 +16,9 @@ use tokio::{
 use super::{
     Daemon, Setup, about_gate,
     parts::Parts,
-    setup::{first_snapshot, owners, policy, supported},
+    setup::{first_snapshot, owners, policy},
 };
 use crate::{
-    chain::chain,
     clock,
     identity::Identity,
     model::{Code, Fact, FactKind, IdentityId, Reason},
@@ -97,9 +96,6 @@ impl Daemon {
             Ok(setup) => setup,
             Err(problem) => return self.refuse(&problem),
         };
-        if let Err(error) = supported(&setup.settings) {
-            return self.refuse(&format!("failed to {}", chain(&error)));
-        }
         let identities = renumbered(setup.identities, &self.identities);
         // The file may be the same and have another key in it.
         self.keys.send_if_modified(|key| {

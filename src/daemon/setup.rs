@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{DaemonError, LINK_LIMIT};
+use super::LINK_LIMIT;
 use crate::{
     control::key::Key,
     identity::Identity,
     model::WorkerName,
     probe::Runner,
     report::http::{Progress, Snapshot},
-    settings::{EdgeKind, FeedIntake, OnDrift, Settings},
+    settings::{Check, EdgeKind, FeedIntake, OnDrift, Settings},
     verdict::{CheckPolicy, FlapPolicy, Member, Policy},
 };
 
@@ -73,17 +73,8 @@ fn intake_of(edge: &EdgeKind) -> String {
     }
 }
 
-/// Whether this version can do all that the settings ask for.
-pub(super) fn supported(settings: &Settings) -> Result<(), DaemonError> {
-    if settings.events.mirror_celeryev {
-        let (key, what) = ("events.mirror_celeryev", "it is not in this version; set it to false");
-        return Err(DaemonError::Unsupported { key, what });
-    }
-    Ok(())
-}
-
 pub(super) fn first_snapshot(settings: &Settings) -> Snapshot {
-    let slowest = settings.checks.values().map(|check| check.every + check.timeout).max().unwrap_or_default();
+    let slowest = settings.checks.values().map(Check::longest).max().unwrap_or_default();
     Snapshot {
         workers: Vec::new(),
         link: Progress { at: None, limit: LINK_LIMIT },

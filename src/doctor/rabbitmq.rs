@@ -86,7 +86,7 @@ async fn beyond_gates(
     settings: &Settings,
     queues: impl Iterator<Item = &String> + Clone,
 ) -> Result<BTreeMap<String, i64>, DoctorError> {
-    let mut asker = Asker::connect(settings, "worker-gate doctor".to_owned()).await?;
+    let mut asker = Asker::connect(&settings.broker, &settings.control, "worker-gate doctor".to_owned()).await?;
     let mut beyond = BTreeMap::new();
     for _ in 0..LOOKS {
         let gates = gates(&mut asker).await?;

@@ -157,8 +157,7 @@ fn early(tasks: &[Value]) -> BTreeSet<String> {
 
 /// Takes in an event of Celery's, if it is a heartbeat.
 pub(super) fn heard(event: &Value, workers: &mut Workers) {
-    let is_alive = matches!(event["type"].as_str(), Some("worker-heartbeat" | "worker-online"));
-    if let (true, Some(node)) = (is_alive, event["hostname"].as_str()) {
+    if let Some((node, true)) = celery::beat(event) {
         workers.entry(node.to_owned()).or_default().beats = true;
     }
 }

@@ -127,9 +127,20 @@ pub(crate) fn queues(answer: &Value) -> BTreeMap<String, BTreeSet<String>> {
     answer.as_object().into_iter().flatten().map(of).collect()
 }
 
-/// The process that an event of this node names.
+/// The node that an event is a sign of life of, or, with `false`, of its end. `None` for all other events: those by which a gate
+/// tells of a worker (`events.mirror_celeryev`) come also when the worker is dead.
+pub(crate) fn beat(event: &Value) -> Option<(&str, bool)> {
+    let is_alive = match event["type"].as_str()? {
+        "worker-online" | "worker-heartbeat" => true,
+        "worker-offline" => false,
+        _ => return None,
+    };
+    Some((event["hostname"].as_str()?, is_alive))
+}
+
+/// The process that a heartbeat of this node names.
 pub(super) fn process(event: &Value, node: &str) -> Option<u32> {
-    let pid = event["pid"].as_u64().filter(|_| event["hostname"].as_str() == Some(node))?;
+    let pid = event["pid"].as_u64().filter(|_| beat(event) == Some((node, true)))?;
     u32::try_from(pid).ok()
 }
 
@@ -146,4 +157,28 @@ pub(super) const ENABLE_EVENTS: &str = "enable_events";
 pub(super) fn were_events_on(answer: &Value) -> Option<bool> {
     let said = answer.as_object()?.values().next()?["ok"].as_str()?;
     Some(said.contains("already"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_worker_says_of_itself_is_a_sign_of_its_life() {
+        let event = |kind: &str| json!({ "type": kind, "hostname": "a@h", "pid": 7 });
+        for (kind, expected) in [
+            ("worker-online", Some(("a@h", true))),
+            ("worker-heartbeat", Some(("a@h", true))),
+            ("worker-offline", Some(("a@h", false))),
+            ("worker-admitted", None),
+            ("worker-quarantined", None),
+            ("task-started", None),
+        ] {
+            let event = event(kind);
+            assert_eq!(beat(&event), expected, "{kind}");
+            let process = process(&event, "a@h");
+            assert_eq!(process, expected.filter(|(_, is_alive)| *is_alive).map(|_| 7), "{kind}");
+        }
+        assert_eq!(process(&event("worker-heartbeat"), "b@h"), None);
+    }
 }

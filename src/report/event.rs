@@ -12,8 +12,7 @@ pub const SCHEMA: u32 = 1;
 
 /// One event, ready to be written and published.
 ///
-/// Celery's receiver reads it as it is. Celery's *state* (celery/events/state.py, `Worker.event`) sets every field on its
-/// `Worker` object, where `id` cannot be set: what is sent where a state listens has to go without `id`.
+/// Celery's receiver reads it as it is; for Celery's state see [`Event::for_celery`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     fields: Map<String, Value>,
@@ -43,6 +42,18 @@ impl Event {
     /// Which gate's it is.
     pub fn gate(&self) -> &str {
         self.text("gate")
+    }
+
+    /// The JSON object as Celery's state can take it (celery/events/state.py, `Worker.event`), which sets every field on its
+    /// `Worker` object: without `id`, which cannot be set there, and `pid`, which would pass for the worker's. `None` for health
+    /// checks: the state counts each event as a sign of the worker's life, and they come again and again without it.
+    pub fn for_celery(&self) -> Option<String> {
+        if self.kind() == type_of(FactKind::WorkerHealthCheck) {
+            return None;
+        }
+        let mut fields = self.fields.clone();
+        fields.retain(|name, _| !matches!(name.as_str(), "id" | "pid"));
+        Some(Value::from(fields).to_string())
     }
 
     /// Whether it is of those by which a gate says that it lives: it comes, it is here, it goes.
@@ -199,6 +210,18 @@ pub(crate) mod tests {
             digest: None,
             audited,
         }
+    }
+
+    #[test]
+    fn celerys_state_is_told_what_it_can_take_and_no_health_checks() {
+        let mut stamper = Stamper::new("host-1");
+        let event = stamper.stamp(&fact(FactKind::WorkerQuarantined, Some("codex-0@host-1"), true));
+        let told: Map<String, Value> = serde_json::from_str(&event.for_celery().unwrap()).unwrap();
+        let kept = event.fields().iter().filter(|(name, _)| !matches!(name.as_str(), "id" | "pid"));
+        assert_eq!(told.iter().collect::<Vec<_>>(), kept.collect::<Vec<_>>());
+        assert_eq!(told.len(), event.fields().len() - 2);
+        let check = stamper.stamp(&fact(FactKind::WorkerHealthCheck, Some("codex-0@host-1"), true));
+        assert_eq!(check.for_celery(), None);
     }
 
     #[test]

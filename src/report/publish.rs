@@ -8,9 +8,8 @@ use std::{future::pending, sync::Arc, time::Duration};
 use ::redis::aio::MultiplexedConnection;
 use futures_util::{
     FutureExt, StreamExt,
-    future::{BoxFuture, ready},
+    future::{BoxFuture, ready, try_join_all},
     stream::FuturesOrdered,
-    try_join,
 };
 use lapin::{
     BasicProperties, Channel, Confirmation, ExchangeKind, PublisherConfirm,
@@ -23,6 +22,7 @@ use tokio::{sync::watch, time::sleep};
 use super::{event::Event, outbox::Shared};
 use crate::{
     control::roll::{self, beat_queue},
+    edge::celery::EVENTS,
     redis::envelope,
     rush::Rush,
 };
@@ -41,6 +41,8 @@ pub const STREAM_LENGTH: u32 = 10_000;
 pub const STREAM_FIELD: &str = "event";
 
 const PERSISTENT: u8 = 2;
+/// As Celery publishes its own events.
+const TRANSIENT: u8 = 1;
 
 /// Where events go out.
 #[derive(Debug, Clone)]
@@ -51,6 +53,8 @@ pub enum Outlet {
         channel: Channel,
         /// What goes before them.
         rush: Rush,
+        /// Whether Celery's own event exchange gets them, too.
+        mirror: bool,
     },
     /// PUB/SUB and a stream.
     Redis(RedisOutlet),
@@ -70,6 +74,8 @@ pub struct RedisOutlet {
     pub stream: String,
     /// The key of what every gate said last.
     pub gates: String,
+    /// The PUB/SUB channel of Celery's own events, without the key behind it, if they are published there, too.
+    pub celeryev: Option<String>,
 }
 
 impl Outlet {
@@ -96,16 +102,26 @@ impl Outlet {
         event: &Event,
     ) -> Result<BoxFuture<'static, Result<(), PublishError>>, PublishError> {
         match self {
-            Self::RabbitMq { channel, .. } => {
-                let (key, beat) = (event.routing_key(), beat_queue(event.gate()));
-                if !event.is_about_gate() {
-                    return Ok(publish(channel, exchange, &key, event).await?.map(confirmed).boxed());
+            Self::RabbitMq { channel, mirror, .. } => {
+                let (key, body) = (event.routing_key(), event.to_json());
+                // The broker remembers what a gate said last; if it has no such queue, nobody misses it.
+                let beat = event.is_about_gate().then(|| beat_queue(event.gate()));
+                let for_celery = if *mirror { event.for_celery() } else { None };
+                let mut copies = vec![(exchange, key.as_str(), PERSISTENT, body.as_str())];
+                copies.extend(beat.as_ref().map(|queue| ("", queue.as_str(), PERSISTENT, body.as_str())));
+                copies.extend(for_celery.as_ref().map(|body| (EVENTS, key.as_str(), TRANSIENT, body.as_str())));
+                // All in one go, because each publish by itself would wake lapin's thread.
+                let confirms = try_join_all(copies.into_iter().map(async |(exchange, key, mode, body)| {
+                    publish(channel, exchange, key, properties(event, mode), body).await
+                }));
+                let confirms = confirms.await?;
+                Ok(async move {
+                    for confirm in confirms {
+                        confirmed(confirm.await)?;
+                    }
+                    Ok(())
                 }
-                // The broker remembers what a gate said last; if it has no such queue, nobody misses it. Both in one go, because
-                // each publish by itself would wake lapin's thread.
-                let (confirm, last) =
-                    try_join!(publish(channel, exchange, &key, event), publish(channel, "", &beat, event))?;
-                Ok(async move { confirmed(confirm.await).and(confirmed(last.await)) }.boxed())
+                .boxed())
             }
             Self::Redis(outlet) => {
                 outlet.publish(exchange, event).await?;
@@ -130,6 +146,7 @@ impl RedisOutlet {
         let (body, key) = (event.to_json(), event.routing_key());
         let hostname: Map<String, Value> = [("hostname".to_owned(), event.hostname().into())].into_iter().collect();
         let message = envelope::wrap(&body, &hostname, exchange, &key);
+        let for_celery = self.celeryev.as_ref().and_then(|channel| Some((channel, event.for_celery()?)));
         let mut pipeline = ::redis::pipe();
         pipeline.atomic();
         pipeline
@@ -144,6 +161,10 @@ impl RedisOutlet {
             .ignore();
         pipeline.cmd("PUBLISH").arg(&self.channel).arg(&message).ignore();
         pipeline.cmd("PUBLISH").arg(format!("{}/{key}", self.channel)).arg(&message).ignore();
+        if let Some((channel, body)) = for_celery {
+            let message = envelope::wrap(&body, &hostname, EVENTS, &key);
+            pipeline.cmd("PUBLISH").arg(format!("{channel}/{key}")).arg(&message).ignore();
+        }
         if event.is_about_gate() {
             pipeline.cmd("HSET").arg(&self.gates).arg(event.gate()).arg(&body).ignore();
         }
@@ -151,13 +172,13 @@ impl RedisOutlet {
     }
 }
 
-/// Declares the durable fanout exchange that events go to. Harmless if it is there already.
+/// Declares a durable exchange that events go to: a fanout, or Celery's own topic. Harmless if it is there already.
 ///
 /// # Errors
 /// The broker's; 406 if there is an exchange of that name and another type, which also ends the channel.
-pub async fn declare(channel: &Channel, exchange: &str) -> lapin::Result<()> {
+pub async fn declare(channel: &Channel, exchange: &str, kind: ExchangeKind) -> lapin::Result<()> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(exchange.into(), ExchangeKind::Fanout, options, FieldTable::default()).await
+    channel.exchange_declare(exchange.into(), kind, options, FieldTable::default()).await
 }
 
 /// Why the broker does not have an event.
@@ -240,18 +261,25 @@ async fn another(channels: &mut watch::Receiver<Option<Outlet>>) {
     }
 }
 
-async fn publish(channel: &Channel, exchange: &str, key: &str, event: &Event) -> lapin::Result<PublisherConfirm> {
+async fn publish(
+    channel: &Channel,
+    exchange: &str,
+    key: &str,
+    properties: BasicProperties,
+    body: &str,
+) -> lapin::Result<PublisherConfirm> {
+    let options = BasicPublishOptions::default();
+    channel.basic_publish(exchange.into(), key.into(), options, body.as_bytes(), properties).await
+}
+
+fn properties(event: &Event, delivery_mode: u8) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert("hostname".into(), AMQPValue::LongString(event.hostname().into()));
-    let properties = BasicProperties::default()
+    BasicProperties::default()
         .with_content_type("application/json".into())
         .with_content_encoding("utf-8".into())
-        .with_delivery_mode(PERSISTENT)
-        .with_headers(headers);
-    let body = event.to_json();
-    channel
-        .basic_publish(exchange.into(), key.into(), BasicPublishOptions::default(), body.as_bytes(), properties)
-        .await
+        .with_delivery_mode(delivery_mode)
+        .with_headers(headers)
 }
 
 fn confirmed(confirm: lapin::Result<Confirmation>) -> Result<(), PublishError> {

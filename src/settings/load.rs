@@ -9,7 +9,7 @@ use config::{Config, ConfigError, Source as Origin, Value as Merged, ValueKind};
 use toml::{Table, Value};
 
 use super::{
-    Broker, Problem, Problems, Settings, ShownValue,
+    Problem, Problems, Reach, Settings, ShownValue,
     layer::Layer,
     path::Path,
     problem::{Findings, Place, Places},
@@ -66,17 +66,16 @@ pub fn load_text(source: &Source, path: &FilePath, text: &str) -> Result<Loaded,
     loaded(source, Some((path, text)))
 }
 
-/// Where the broker is, as all layers but a file say, and each of their values.
+/// What leads to the gates, and every value of all layers. There need not be a file, a check or a worker.
 ///
 /// # Errors
-/// Everything that is wrong with those layers, and with what they say of the broker.
-pub fn broker(source: &Source) -> Result<(Broker, Vec<ShownValue>), Problems> {
+/// Everything that cannot be read, and everything that is wrong with what leads to the gates.
+pub fn reach(source: &Source) -> Result<(Reach, Vec<ShownValue>), Problems> {
     let mut findings = Findings::default();
-    let source = Source { file: None, search: Vec::new(), ..source.clone() };
-    let (merged, _) = layers(&source, None, &mut findings);
+    let (merged, _) = layers(source, None, &mut findings);
     let outcome = merged.and_then(|merged| {
-        let (raw, places, values) = read(merged, &source, &mut findings)?;
-        validate::broker_alone(raw.broker, &places, &mut findings).map(|broker| (broker, values))
+        let (raw, places, values) = read(merged, source, &mut findings)?;
+        validate::reach(raw, &places, &mut findings).map(|reach| (reach, values))
     });
     match (findings.into_problems(), outcome) {
         (Some(problems), _) => Err(problems),

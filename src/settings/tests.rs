@@ -50,6 +50,24 @@ fn the_sample_in_the_readme_is_right() {
 }
 
 #[test]
+fn what_leads_to_the_gates_needs_no_file_and_no_worker() {
+    let mut source = source(None);
+    source.env.insert("CELERY_BROKER_URL".to_owned(), "redis://:secret@redis:6379/2".to_owned());
+    let (found, _) = reach(&source).unwrap();
+    assert_eq!((found.broker.database(), found.events.exchange.as_str()), (2, "worker-gate.health"));
+    assert!(load(&source).unwrap_err().to_string().contains("there is no worker"));
+    // What is said of workers is read, and judged where it counts; what leads to the gates is judged here.
+    let wrong = "workers=[{name=\"a b\",edge=\"feed\",lane=\"a\",intake={queue=\"a\"}}]";
+    source.set = vec![wrong.to_owned(), "control.key_file=key".to_owned()];
+    assert_eq!(reach(&source).unwrap().0.control.key_file, Some(PathBuf::from("key")));
+    source.set.push("broker.heartbeat=1ms".to_owned());
+    let problems = reach(&source).unwrap_err().to_string();
+    assert!(problems.contains("broker.heartbeat") && !problems.contains("workers"), "{problems}");
+    source.set = vec!["broker.beat=1s".to_owned()];
+    assert!(reach(&source).unwrap_err().to_string().contains("broker.beat"));
+}
+
+#[test]
 fn every_wrong_file_is_answered_with_place_key_and_remedy() {
     let mut files: Vec<_> = fs::read_dir(fixtures()).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));

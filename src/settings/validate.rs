@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Broker, BrokerUrl, Control, Events, Fleet, Gate, Image, Package, Settings, Tls,
+    Broker, BrokerUrl, Control, Events, Fleet, Gate, Image, Package, Reach, Settings, Tls,
     broker_url::parse_list,
     path::Path,
     problem::{Findings, Places, quote},
@@ -24,7 +24,7 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
     let broker = broker(raw.broker, &mut look);
     let transport = broker.as_ref().map(Transport::of);
     let events = events(raw.events, transport, &mut look);
-    let control = Control { key_file: file(raw.control.key_file) };
+    let control = control(raw.control);
     let fleet = fleet(&raw.fleet, &mut look);
     let raw::Evidence { max_age, flap_wait, flap_max } = raw.evidence;
     let checks = checks::checks(raw.checks, max_age, &mut look);
@@ -45,9 +45,12 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
     })
 }
 
-/// Checks what is said of the broker and nothing else. `None` only after a problem was noted.
-pub(super) fn broker_alone(raw: raw::Broker, places: &Places, findings: &mut Findings) -> Option<Broker> {
-    broker(raw, &mut Look { places, findings })
+/// Checks what leads to the gates and nothing else. `None` only after a problem was noted.
+pub(super) fn reach(raw: raw::Raw, places: &Places, findings: &mut Findings) -> Option<Reach> {
+    let mut look = Look { places, findings };
+    let broker = broker(raw.broker, &mut look);
+    let events = events(raw.events, broker.as_ref().map(Transport::of), &mut look);
+    Some(Reach { broker: broker?, events, control: control(raw.control) })
 }
 
 /// What the validators share: who said what, and where problems go.
@@ -179,6 +182,10 @@ fn events(raw: raw::Events, transport: Option<Transport>, look: &mut Look<'_>) -
     let path = Path::of(["events", "exchange"]);
     names::name(&raw.exchange, "", transport, &path, look);
     Events { exchange: raw.exchange, mirror_celeryev: raw.mirror_celeryev }
+}
+
+fn control(raw: raw::Control) -> Control {
+    Control { key_file: file(raw.key_file) }
 }
 
 fn fleet(raw: &raw::Fleet, look: &mut Look<'_>) -> Fleet {

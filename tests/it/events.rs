@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lapin::options::ConfirmSelectOptions;
+use lapin::{ExchangeKind, options::ConfirmSelectOptions};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -45,6 +45,7 @@ mod durable;
 mod example;
 mod exec;
 mod hook;
+mod mirror;
 mod redis;
 mod slow;
 mod stage;
@@ -77,8 +78,8 @@ async fn outlet(broker: &Broker) -> (Link, Outlet) {
     let link = amqp::connect(broker, "test").await.unwrap();
     let channel = link.connection().create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    declare(&channel, EXCHANGE).await.unwrap();
-    (link, Outlet::RabbitMq { channel, rush: Rush::default() })
+    declare(&channel, EXCHANGE, ExchangeKind::Fanout).await.unwrap();
+    (link, Outlet::RabbitMq { channel, rush: Rush::default(), mirror: false })
 }
 
 fn quarantined() -> Record {
@@ -403,7 +404,7 @@ fn an_exchange_of_another_type_is_an_error_of_the_broker_and_no_panic() {
     let error = on(async move {
         let link = amqp::connect(&broker, "test").await.unwrap();
         let channel = link.connection().create_channel().await.unwrap();
-        timeout(SOON, declare(&channel, EXCHANGE)).await.unwrap().unwrap_err()
+        timeout(SOON, declare(&channel, EXCHANGE, ExchangeKind::Fanout)).await.unwrap().unwrap_err()
     });
     assert!(error.to_string().contains("PRECONDITION_FAILED"), "{error}");
 }

@@ -22,6 +22,7 @@ for_each_edge! {
     status_shows_every_worker_of_every_gate_and_who_is_silent
     status_that_watches_shows_what_changes_until_it_is_stopped
     what_is_held_stays_shut_until_it_is_released
+    an_operator_needs_the_broker_and_no_settings
     a_hold_ends_by_itself_and_outlives_its_gate
     a_release_ends_no_quarantine_whose_cause_stands
     of_two_operators_the_last_one_counts_and_both_are_told
@@ -48,6 +49,33 @@ fn status(field: &Field, args: &[&str]) -> (i32, Vec<Value>) {
     let args: Vec<_> = ["status", "--json"].iter().chain(args).copied().collect();
     let (code, out, err) = command(field, &args);
     (code, serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}")))
+}
+
+fn an_operator_needs_the_broker_and_no_settings(kind: Kind) {
+    let field = Field::new(kind);
+    let gates = gates(&field);
+    let url = field.url();
+    let elsewhere = Host::new("laptop");
+    let ask = |args: &[&str]| {
+        let done = elsewhere.command_in("", args, &[("CELERY_BROKER_URL", &url)]);
+        (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (code, said, complaint) = ask(&["status", "--json"]);
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{said}");
+    let records: Vec<Value> = serde_json::from_str(&said).unwrap();
+    let names: Vec<_> = records.iter().map(|record| record["worker_name"].as_str().unwrap()).collect();
+    assert_eq!(names, [0, 1].map(|n| field.name(n)));
+    let name = field.name(1);
+    let (code, said, complaint) = ask(&["hold", &name, "--reason", "new disk"]);
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{said}");
+    gates[1].wait_for_edge(LONG, &name, "shut");
+    let (code, said, complaint) = ask(&["release", &name]);
+    assert!(matches!(code, Some(0 | 1)), "{said}{complaint}");
+    gates[1].wait_until(LONG, &name, "admitted");
+    // What needs a worker of its own says so.
+    let (code, _, complaint) = ask(&["check"]);
+    assert_eq!(code, Some(78));
+    assert!(complaint.contains("there is no worker"), "{complaint}");
 }
 
 /// The lines of the gate's audit log on this host with this type.

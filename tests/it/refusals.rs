@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::support::{
     facts::{EXCHANGE, Facts},
-    gate::Host,
+    gate::{Host, mirrored},
     process::{free_port, run, tail},
     proxy::{Mode, Proxy},
     rabbitmq::Broker,
@@ -180,7 +180,15 @@ fn an_events_exchange_of_another_type_is_refused() {
     let (vhost, host) = (vhost(), Host::new("events-type"));
     vhost.declare_exchange(EXCHANGE, "topic", None);
     let refusal = refusal(&host, &host.settings(&vhost.url(), LANE), 78, AT_ONCE);
-    refusal.says(&[EXCHANGE, "events.exchange", "fanout", "delete it or choose another"]);
+    refusal.says(&[EXCHANGE, "events.exchange", "fanout", "delete it or change events.exchange"]);
+}
+
+#[test]
+fn celerys_event_exchange_of_another_type_is_refused_where_events_are_to_go_there() {
+    let (vhost, host) = (vhost(), Host::new("mirror-type"));
+    vhost.declare_exchange("celeryev", "fanout", None);
+    let refusal = refusal(&host, &mirrored(&host.settings(&vhost.url(), LANE)), 78, AT_ONCE);
+    refusal.says(&["celeryev", "events.mirror_celeryev", "topic"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{io, ops::ControlFlow, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{
-    Channel, Consumer, ErrorKind,
+    Channel, Consumer, ErrorKind, ExchangeKind,
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
@@ -134,7 +134,7 @@ async fn subscribe(link: &Link, exchange: &str, durable: Option<&str>) -> Result
             // has ended the channel.
             Err(err) if has_code(&err, 404) => {
                 let channel = link.connection().create_channel().await?;
-                declare(&channel, exchange).await?;
+                declare(&channel, exchange, ExchangeKind::Fanout).await?;
                 consume(&channel, exchange, durable).await
             }
             result => result,

@@ -15,7 +15,7 @@ use lapin::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{FACTS, Heard, SORTED};
+use super::{FACTS, Heard, SORTED, seen};
 use crate::{
     amqp::{self, Link},
     control::{
@@ -127,7 +127,7 @@ impl Asker {
     pub(super) async fn hear_facts(&mut self, exchange: &str) -> Result<(), Fault> {
         let doing = "listen to other gates";
         let channel = wire::open(&self.link).await?;
-        within(doing, declare(&channel, exchange)).await?;
+        within(doing, declare(&channel, exchange, ExchangeKind::Fanout)).await?;
         let (options, none) = (ExchangeDeclareOptions { durable: true, ..Default::default() }, FieldTable::default());
         let sorting = channel.exchange_declare(SORTED.into(), ExchangeKind::Topic, options, none);
         within(doing, sorting).await?;
@@ -235,7 +235,7 @@ fn heard(delivery: &Delivery, facts: Option<&str>) -> Option<Heard> {
             Some(Heard::Known(roll::gate_of(&queue)?.to_owned()))
         }
         REPLIES => Some(Heard::Seen(body()?.as_object()?.keys().next()?.clone())),
-        EVENTS => Some(Heard::Seen(body()?["hostname"].as_str()?.to_owned())),
+        EVENTS => seen(&body()?),
         exchange if facts == Some(exchange) => serde_json::from_slice(&delivery.data).ok().map(Heard::Fact),
         _ => serde_json::from_slice(&delivery.data).ok().map(Heard::Answer),
     }

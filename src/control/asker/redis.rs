@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{FACTS, Heard};
+use super::{FACTS, Heard, seen};
 use crate::{
     control::{
         EXCHANGE, SIGNATURE,
@@ -193,5 +193,5 @@ fn heard(push: &::redis::PushInfo) -> Option<Heard> {
             _ => serde_json::from_slice(&message.body).ok().map(Heard::Fact),
         };
     }
-    Some(Heard::Seen(envelope::event(push)?["hostname"].as_str()?.to_owned()))
+    seen(&envelope::event(push)?)
 }

@@ -107,6 +107,9 @@ fn of_gate(settings: &Settings, url: &AmqpUrl) -> Grant {
         roll::beat_queue(gate),
         REPLIES.to_owned(),
     ]);
+    if settings.events.mirror_celeryev {
+        own.insert(EVENTS.to_owned());
+    }
     for worker in &settings.workers {
         own.extend(names_of(worker));
         if worker.task_events {

@@ -162,6 +162,9 @@ fn of_gate(names: &Names<'_>, settings: &Settings, url: Option<&RedisUrl>) -> Gr
     if settings.workers.iter().any(|worker| worker.task_events) {
         rules.push(names.channel(EVENTS, "task.*"));
     }
+    if settings.events.mirror_celeryev {
+        rules.push(names.channel(EVENTS, "*"));
+    }
     rules.extend([names.channel(events, ""), names.channel(events, "*")]);
     rules.push(format!("~{}", glob(&gates(&names.broker.global_keyprefix))));
     rules.extend([names.channel(EXCHANGE, ""), names.channel(ANSWERS, "*")]);

@@ -105,6 +105,22 @@ fn an_operator_asks_gates_and_reaches_no_message_of_anybodys() {
 }
 
 #[test]
+fn a_gate_may_write_to_celerys_events_only_where_it_is_to() {
+    let mirrored = "\n[events]\nmirror_celeryev = true";
+    let gate = |broker: &str, workers| lines(&printed(broker, workers))[2].to_owned();
+    let amqp = "url = \"amqp://gate:hunter2@h/v\"";
+    for (broker, may) in [(amqp.to_owned(), false), (format!("{amqp}{mirrored}"), true)] {
+        let gate = gate(&broker, ROUTE);
+        let [configure, write, read] = patterns(&gate);
+        assert!(gate.contains(" 'gate' ") && read.is_match("celeryev"), "{gate}");
+        assert_eq!((configure.is_match("celeryev"), write.is_match("celeryev")), (may, may), "{gate}");
+    }
+    let redis = "url = \"redis://gate:hunter2@h/5\"";
+    assert!(!gate(redis, FEED).contains("&/5.celeryev/* "), "{}", gate(redis, FEED));
+    assert!(gate(&format!("{redis}{mirrored}"), FEED).contains("&/5.celeryev/* "));
+}
+
+#[test]
 fn no_password_is_printed_and_the_guest_is_not_asked_to_be_the_gate() {
     for (broker, workers) in [
         ("url = \"amqp://gate:hunter2@h/v\"", ROUTE),

@@ -11,7 +11,7 @@
 //! with the connection: a gate that dies shuts the way by dying (G4), and no message is touched for it. A living gate opens
 //! and shuts by the binding from the intake alone; why is said at `Topology::shut_edge`.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +55,7 @@ pub struct Route {
     pub user: String,
     /// Whether the worker may have been told to stop consuming its lane, by this gate or by one before it that did not live
     /// to undo it.
-    pub maybe_deaf: bool,
+    pub maybe_deaf: Arc<AtomicBool>,
 }
 
 impl Route {
@@ -63,7 +63,7 @@ impl Route {
     /// and what comes there while the edge is shut goes back to the queue.
     pub fn fed(worker: Worker, queue: &str, feed: Feed, gate: String, (vhost, user): (String, String)) -> Self {
         let intake = Self::fed_by(&worker, queue);
-        Self { worker, intake, feed: Some(feed), gate, vhost, user, maybe_deaf: true }
+        Self { worker, intake, feed: Some(feed), gate, vhost, user, maybe_deaf: Arc::new(true.into()) }
     }
 
     /// The exchange by which a gate feeds this worker from this queue.
@@ -92,9 +92,6 @@ impl Edge for Route {
             FeedIntake::Exchange { .. } => None,
         });
         let names = Names::new(&self.worker, &self.intake, shared);
-        let mut maybe_deaf = self.maybe_deaf;
-        let served = serving::serve(self, &names, links, ends, memory, &mut maybe_deaf, stop).await;
-        self.maybe_deaf = maybe_deaf;
-        served
+        serving::serve(self, &names, links, ends, memory, stop).await
     }
 }

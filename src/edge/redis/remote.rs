@@ -80,8 +80,8 @@ impl Remote {
     pub(super) async fn hear(&self, mut published: Pushes, feeder: &Feeder) {
         while let Some(push) = published.recv().await {
             let Some(event) = envelope::event(&push) else { continue };
-            if let (Some(node), Some(kind)) = (event["hostname"].as_str(), event["type"].as_str()) {
-                feeder.beat(node, kind != "worker-offline", celery::process(&event, node));
+            if let Some((node, is_alive)) = celery::beat(&event) {
+                feeder.beat(node, is_alive, celery::process(&event, node));
             }
         }
     }

@@ -52,14 +52,11 @@ fn check(name: &str, raw: raw::Check, max_age: Duration, look: &mut Look<'_>) ->
         let what = format!("{} is too often", duration::text(raw.every));
         look.wrong([&path.key("every")], what, "write at least \"1s\"");
     }
-    if raw.required && !raw.run.is_empty() {
-        outlives(&path, &raw, max_age, look);
-    }
     let version = match raw.version {
         Some(version) => Some(self::version(&path, version, raw.run.len(), look)?),
         None => None,
     };
-    Some(Check {
+    let check = Check {
         run: raw.run,
         version,
         required: raw.required,
@@ -67,13 +64,16 @@ fn check(name: &str, raw: raw::Check, max_age: Duration, look: &mut Look<'_>) ->
         timeout: raw.timeout,
         fail_after: raw.fail_after,
         pass_after: raw.pass_after,
-    })
+    };
+    if check.required && !check.run.is_empty() {
+        outlives(&path, &check, max_age, look);
+    }
+    Some(check)
 }
 
 /// Evidence that ages faster than it is renewed would quarantine a worker that is fit.
-fn outlives(path: &Path, raw: &raw::Check, max_age: Duration, look: &mut Look<'_>) {
-    let commands = u32::try_from(raw.run.len()).unwrap_or(u32::MAX);
-    let longest = raw.every.saturating_add(raw.timeout.saturating_mul(commands));
+fn outlives(path: &Path, check: &Check, max_age: Duration, look: &mut Look<'_>) {
+    let (longest, commands) = (check.longest(), check.run.len());
     if max_age <= longest {
         let what = format!(
             "{} is not longer than {}, which {path} may take from one result to the next (every + timeout for each of {commands} commands)",

@@ -41,6 +41,7 @@ fn outlet(redis: &Redis, prefix: &str) -> (Link, Outlet) {
         channel: fanout_channel(prefix, redis.database(), EXCHANGE, ""),
         stream: stream(prefix, EXCHANGE),
         gates: gates(prefix),
+        celeryev: None,
     };
     (link, Outlet::Redis(outlet))
 }

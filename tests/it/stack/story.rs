@@ -129,8 +129,7 @@ fn tell(place: &Place, vhost: Option<&Vhost>) {
     {
         assert!(readme.contains(&format!("docker compose {line}")), "README has no {line}");
     }
-    let events = place.settings("alerts", 1);
-    let alerts = place.start("alerts", 3, &["--config", events.to_str().unwrap()]);
+    let alerts = place.start("alerts", 3, &[]);
     for (number, _) in WORKERS {
         let mut login = place.start(&format!("login-{number}"), number, &[]);
         assert!(login.wait(LONG).success(), "{}", login.output());

@@ -34,6 +34,11 @@ pub(crate) const MANAGED: &str = "# mine\nmodel = \"o5\"\napproval_policy = \"ne
 /// Debian's nobody and nogroup.
 pub(crate) const NOBODY: u32 = 65_534;
 
+/// These settings for a gate that publishes on Celery's own event exchange, too.
+pub(crate) fn mirrored(settings: &str) -> String {
+    settings.replacen("[evidence]", "[events]\nmirror_celeryev = true\n\n[evidence]", 1)
+}
+
 /// Whether this test can act as another user; says so if not.
 pub(crate) fn can_be_nobody() -> bool {
     if !Uid::effective().is_root() {

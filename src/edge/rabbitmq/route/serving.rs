@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use lapin::{Channel, Consumer};
 use tokio::{
     sync::{Notify, oneshot},
+    task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -56,7 +57,6 @@ pub(super) async fn serve(
     links: &Arc<Links>,
     ends: &mut Ends<Links>,
     memory: &mut Memory,
-    maybe_deaf: &mut bool,
     stop: &CancellationToken,
 ) -> Result<(), Fault> {
     let ready = links.ready.acquire().await;
@@ -89,7 +89,7 @@ pub(super) async fn serve(
         progress: None,
         recycling: None,
         keeping: route.worker.task_events.then(|| Keeping::begin(links, &route.worker.name)),
-        maybe_deaf,
+        telling: None,
     };
     let before = serving.take_back().await?;
     failpoint::hit(Point::OwnTakingBack);
@@ -137,7 +137,8 @@ struct Serving<'a> {
     recycling: Option<AbortOnDropHandle<()>>,
     /// Keeps its task events, where that is wanted.
     keeping: Option<Keeping>,
-    maybe_deaf: &'a mut bool,
+    /// What the worker's Celery was told last; its end says that the mailbox has it.
+    telling: Option<JoinHandle<()>>,
 }
 
 impl Serving<'_> {
@@ -192,6 +193,9 @@ impl Serving<'_> {
                         looked = self.look() => looked?,
                     }
                     self.open_again().await?;
+                    if self.open {
+                        self.wake();
+                    }
                     look_at = Instant::now() + LOOK;
                 }
             }
@@ -297,7 +301,8 @@ impl Serving<'_> {
         };
         failpoint::hit(Point::OpenMoving);
         self.settling = Some(Settling::new(wanted, before, None));
-        self.wake().await
+        self.wake();
+        Ok(())
     }
 
     /// Tells the account once everything that waited has been moved, or its time is up.
@@ -355,11 +360,6 @@ impl Serving<'_> {
             self.progress = Some(Progress::new(account));
         } else if !self.open {
             self.expect_bursts();
-        }
-        // Once more: commands travel apart, and a late one to stop may have come after the one to go on.
-        if self.open {
-            self.wake().await?;
-            *self.maybe_deaf = false;
         }
         Ok(())
     }

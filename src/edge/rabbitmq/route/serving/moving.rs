@@ -73,28 +73,37 @@ impl Serving<'_> {
         Ok(before)
     }
 
-    /// Tells the worker to consume its lane if nobody does, and it may have been told to stop. One that is away does not hear
-    /// it, and needs not: it consumes when it comes.
-    pub(super) async fn wake(&self) -> Result<(), Fault> {
-        if *self.maybe_deaf && self.links.consumed.others(&self.control, &self.names.lane).await?.consumers == 0 {
+    /// Tells the worker to consume its lane if it may have been told to stop, also while it consumes: it may not have come to read
+    /// that yet, and one that consumes already does nothing (celery/worker/consumer/consumer.py, `add_task_queue`).
+    pub(super) fn wake(&mut self) {
+        if self.route.maybe_deaf.load(Relaxed) {
             self.command(Command::AddConsumer);
         }
-        Ok(())
     }
 
     /// Tells the worker to consume its lane no more. It is no part of a shut: Celery consumes nothing after its next reconnect until
     /// it is told to again (`wake`), and who has remote control turned off does not hear it.
     pub(super) fn silence(&mut self) {
+        self.route.maybe_deaf.store(true, Relaxed);
         self.command(Command::CancelConsumer);
-        *self.maybe_deaf = true;
     }
 
     /// Tells the worker's Celery something, apart from the edge's own work: a worker that is away or deaf is no fault of the
-    /// edge's, and a broker in alarm must not hold up a shut.
-    pub(super) fn command(&self, command: Command) {
+    /// edge's, and a broker in alarm must not hold up a shut. The mailbox has what it is told in the order in which it was said.
+    fn command(&mut self, command: Command) {
         let (links, name, lane) = (Arc::clone(self.links), self.route.worker.name.clone(), self.names.lane.clone());
-        tokio::spawn(async move {
+        let (before, maybe_deaf) = (self.telling.take(), Arc::clone(&self.route.maybe_deaf));
+        self.telling = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            if matches!(command, Command::CancelConsumer) {
+                // What was said before has undone an earlier one, and does not undo this one.
+                maybe_deaf.store(true, Relaxed);
+            }
             match (remote::send(&links, &name, lane.as_str(), command).await, command) {
+                (Ok(Sent::Delivered), Command::AddConsumer) => maybe_deaf.store(false, Relaxed),
+                // One that is away may come back deaf: it is told again with the next look.
                 (Ok(Sent::Delivered), _) | (_, Command::AddConsumer) => {}
                 (Ok(Sent::NoMailbox), Command::CancelConsumer | Command::Shutdown) => {
                     tracing::info!(worker = %name, ?command, "the worker has no mailbox: it is away, or has its remote control turned off");
@@ -103,7 +112,7 @@ impl Serving<'_> {
                     tracing::warn!(worker = %name, ?command, "failed to {fault}");
                 }
             }
-        });
+        }));
     }
 
     pub(super) fn holding_queues(&self) -> Vec<ShortString> {
