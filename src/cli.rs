@@ -63,7 +63,7 @@ struct SettingsArgs {
 pub enum Command {
     /// The daemon: checks, and opens and shuts the ways to its workers
     Run,
-    /// Run every check once and print the report; 1 if a required one did not pass
+    /// Run every check once and print the report; 1 if a required one did not pass, or the config or the image is not as it must be
     Check {
         /// One JSON array of worker records
         #[arg(long)]

@@ -108,7 +108,7 @@ pub enum DaemonError {
 
 /// How a gate ended that nothing has gone wrong with.
 #[derive(Debug)]
-pub enum End {
+enum End {
     /// It was told to.
     Stopped,
     /// Settings that concern every edge have changed: it is to be made anew from these.
@@ -120,9 +120,21 @@ pub enum End {
 ///
 /// # Errors
 /// What makes guarding impossible; every edge is shut by then.
-pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
-    let Setup { settings, identities, runner, file, key } = setup;
+pub async fn run(mut setup: Setup, load: Load) -> Result<(), DaemonError> {
+    // For as long as the process lives: who asks it to stop while it is made anew is heard as soon as it is.
     let mut signals = Signals::new().map_err(DaemonError::Start)?;
+    loop {
+        let (gate, workers) = (&setup.settings.gate.name, setup.settings.workers.len());
+        tracing::info!(gate, workers, "worker-gate {}", env!("CARGO_PKG_VERSION"));
+        match run_once(setup, load.clone(), &mut signals).await? {
+            End::Stopped => return Ok(()),
+            End::Again(with) => setup = *with,
+        }
+    }
+}
+
+async fn run_once(setup: Setup, load: Load, signals: &mut Signals) -> Result<End, DaemonError> {
+    let Setup { settings, identities, runner, file, key } = setup;
     let listener = match &settings.gate.listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,
@@ -198,7 +210,7 @@ pub async fn run(setup: Setup, load: Load) -> Result<End, DaemonError> {
         heartbeat,
         has_news: true,
     };
-    daemon.run(parts, Inbox { observed, reported, image, reloaded, errand, news }, &mut signals).await
+    daemon.run(parts, Inbox { observed, reported, image, reloaded, errand, news }, signals).await
 }
 
 /// What the loop hears of.
@@ -252,8 +264,10 @@ impl Daemon {
             // Cancel-safe: channels, signals and the interval keep what is not taken; the nap is made anew.
             let input = tokio::select! {
                 biased;
-                () = signals.stop() => match end {
+                () = signals.stop() => match &mut end {
                     None => { end = Some((Ok(End::Stopped), stop_by())); Input::Stop }
+                    // It ends already, and is not to be made anew.
+                    Some((outcome @ Ok(End::Again(_)), _)) => { *outcome = Ok(End::Stopped); Input::Tick }
                     Some(_) => break,
                 },
                 Some((worker, report)) = inbox.reported.recv() => Input::Edge(worker, report),

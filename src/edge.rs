@@ -88,7 +88,7 @@ impl<L> Ends<L> {
 }
 
 /// What outlives one ownership.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Memory {
     /// Whether the edge has worked, or the gate runs on in spite of it.
     worked: bool,
@@ -96,12 +96,24 @@ pub struct Memory {
     owned_by_others: u32,
 }
 
+impl Memory {
+    /// For an edge that is added to a gate that works: what this worker may be refused must not end the other workers' gate.
+    pub fn beside_others() -> Self {
+        Self { worked: true, ..Self::default() }
+    }
+}
+
 /// Keeps one worker's edge as wanted until `stop`; the link's end then takes the owner queue away.
 ///
 /// # Errors
 /// What needs a person, if the edge has never worked.
-pub async fn run<E: Edge>(mut edge: E, mut ends: Ends<E::Links>, stop: CancellationToken) -> Result<(), Fault> {
-    let (worker, mut memory) = (edge.worker().clone(), Memory::default());
+pub async fn run<E: Edge>(
+    mut edge: E,
+    mut ends: Ends<E::Links>,
+    mut memory: Memory,
+    stop: CancellationToken,
+) -> Result<(), Fault> {
+    let worker = edge.worker().clone();
     let (mut said, mut lost) = (String::new(), false);
     loop {
         let state = ends.links.borrow_and_update().clone();

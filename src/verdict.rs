@@ -313,10 +313,17 @@ impl Gate {
         self.workers.values().all(Worker::is_at_rest)
     }
 
-    /// For the one-shot `check`, which owns no worker: every record without admission and edge.
+    /// For the one-shot `check`, which owns no worker: every record without admission and edge, and with no other reason than
+    /// what is wrong with the image.
     pub fn examine(&self) -> Vec<Record> {
-        let strip = |record| Record { admission: None, edge: None, reason: None, changed_at: None, ..record };
-        self.records().into_iter().map(strip).collect()
+        let examined = |worker: &Worker| Record {
+            admission: None,
+            edge: None,
+            reason: worker.unfit_image(&self.policy),
+            changed_at: None,
+            ..worker.record(&self.policy)
+        };
+        self.workers.values().map(examined).collect()
     }
 }
 

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     clock, daemon,
-    model::{CheckStatus, ProfileState, Record},
-    probe::schedule::once,
+    model::{CheckStatus, ProfileState, Reason, Record},
+    probe::{image, schedule::once},
     verdict::{Gate, Input},
 };
 
@@ -25,6 +25,8 @@ pub(super) async fn check(context: &Context, json: bool) -> anyhow::Result<Exit>
     }))
     .await;
     let mut gate = Gate::new(daemon::policy(&settings), daemon::owners(&identities, &settings));
+    // First, as what is checked before it counts for another image.
+    gate.step(clock::now(), Input::Image(image::look(&settings.image.manifest, None)));
     for observation in found.into_iter().flatten() {
         gate.step(clock::now(), Input::Observed(observation));
     }
@@ -37,7 +39,8 @@ pub(super) async fn check(context: &Context, json: bool) -> anyhow::Result<Exit>
 
 fn is_fit(record: &Record, profile: bool) -> bool {
     let managed = record.profile.as_ref().is_some_and(|report| report.state == ProfileState::Managed);
-    record.checks.values().all(|check| !check.required || check.status == CheckStatus::Passed) && (managed || !profile)
+    let passed = record.checks.values().all(|check| !check.required || check.status == CheckStatus::Passed);
+    passed && (managed || !profile) && record.reason.is_none()
 }
 
 fn table(records: &[Record]) -> String {
@@ -67,6 +70,9 @@ fn table(records: &[Record]) -> String {
             if let Some(problem) = &report.problem {
                 let _ = writeln!(text, "           {}; {}", problem.detail, problem.remedy);
             }
+        }
+        if let Some(Reason { detail, remedy, .. }) = &record.reason {
+            let _ = writeln!(text, "  failed   image\n           {detail}; {remedy}");
         }
     }
     text

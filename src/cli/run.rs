@@ -5,31 +5,22 @@ use std::sync::Arc;
 use super::{Coded, Context, Exit, exit, prepare};
 use crate::{
     amqp::Retry,
-    daemon::{self, DaemonError, End, Load},
+    daemon::{self, DaemonError, Load},
 };
 
 pub(super) async fn run(context: &Context) -> anyhow::Result<Exit> {
-    let mut setup = prepare::setup(context)?;
+    let setup = prepare::setup(context)?;
     let load: Load = {
         let context = context.clone();
         Arc::new(move || prepare::setup(&context).map_err(|error| exit::text(&error)))
     };
-    loop {
-        tracing::info!(
-            gate = setup.settings.gate.name,
-            workers = setup.settings.workers.len(),
-            "worker-gate {}",
-            env!("CARGO_PKG_VERSION")
-        );
-        match daemon::run(setup, load.clone()).await {
-            Ok(End::Stopped) => return Ok(Exit::Done),
-            Ok(End::Again(with)) => setup = *with,
-            Err(error) => {
-                let exit = exit(&error);
-                let remedy = remedy(&error).map_or_else(String::new, |remedy| format!("; {remedy}"));
-                let chain = crate::chain::chain(&error);
-                return Err(Coded::new(exit, anyhow::anyhow!("failed to {chain}{remedy}")).into());
-            }
+    match daemon::run(setup, load).await {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) => {
+            let exit = exit(&error);
+            let remedy = remedy(&error).map_or_else(String::new, |remedy| format!("; {remedy}"));
+            let chain = crate::chain::chain(&error);
+            Err(Coded::new(exit, anyhow::anyhow!("failed to {chain}{remedy}")).into())
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{channel, parts::Parts};
 use crate::{
     control::{self, desk::Desk},
     edge::{
-        self, Ends,
+        self, Ends, Memory,
         celery::EVENTS,
         fault::Fault,
         links::{self, Connect, LinkState},
@@ -49,6 +49,7 @@ pub(super) enum Broker {
 pub(super) struct Wires {
     pub(super) wanted: watch::Receiver<Wanted>,
     pub(super) reports: mpsc::Sender<(WorkerName, EdgeReport)>,
+    pub(super) memory: Memory,
     pub(super) stop: CancellationToken,
 }
 
@@ -161,22 +162,22 @@ impl Broker {
         worker: &Worker,
         wires: Wires,
     ) -> futures_util::future::BoxFuture<'static, Result<(), Fault>> {
-        let Wires { wanted, reports, stop } = wires;
+        let Wires { wanted, reports, memory, stop } = wires;
         let (gate, worker) = (gate.to_owned(), worker.clone());
         match (self, worker.edge.clone()) {
             (Self::RabbitMq { links, url, .. }, EdgeKind::Route(intake)) => {
                 let (vhost, user) = (url.vhost.clone(), url.user.clone());
                 let route = Route { worker, intake, feed: None, gate, vhost, user, maybe_deaf: Arc::new(true.into()) };
-                Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, stop))
+                Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, memory, stop))
             }
             (Self::Redis { links, .. }, EdgeKind::Feed(feed)) => {
                 let feed = redis::Feed { worker, feed, gate };
-                Box::pin(edge::run(feed, Ends { links: links.clone(), wanted, reports }, stop))
+                Box::pin(edge::run(feed, Ends { links: links.clone(), wanted, reports }, memory, stop))
             }
             (Self::RabbitMq { links, url, .. }, EdgeKind::Feed(feed)) => {
                 let FeedIntake::Queue(queue) = feed.intake.clone() else { return Box::pin(async { Ok(()) }) };
                 let route = Route::fed(worker, &queue, feed, gate, (url.vhost.clone(), url.user.clone()));
-                Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, stop))
+                Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, memory, stop))
             }
             // Settings with such an edge are refused before a gate is made from them.
             (Self::Redis { .. }, EdgeKind::Route(_)) => Box::pin(async { Ok(()) }),

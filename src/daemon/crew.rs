@@ -16,6 +16,7 @@ use super::{
     parts::Parts,
 };
 use crate::{
+    edge::Memory,
     identity::Identity,
     model::{EdgeReport, IdentityId, Observation, Wanted, WorkerName},
     probe::{Runner, Schedule, probes, schedule, toolchain::Hashes},
@@ -60,9 +61,11 @@ impl Crew {
         Self { gate: gate.to_owned(), broker, reports, observations, watcher, hashes, edges, checks }
     }
 
-    /// Adds an edge for each of these workers that has none.
+    /// Adds an edge for each of these workers, with which the gate begins.
     pub(super) fn run_edges(&mut self, workers: &[Worker], parts: &mut Parts) {
-        self.replace_edges(workers, &BTreeSet::new(), parts);
+        for worker in workers {
+            self.run_edge(worker, None, Memory::default(), parts);
+        }
     }
 
     /// Ends the edges of all other workers than these, and of those in `ending`; then adds an edge for each worker without
@@ -79,15 +82,15 @@ impl Crew {
         });
         for worker in workers {
             if !self.edges.contains_key(&worker.name) {
-                self.run_edge(worker, gone.remove(&worker.name), parts);
+                self.run_edge(worker, gone.remove(&worker.name), Memory::beside_others(), parts);
             }
         }
     }
 
-    fn run_edge(&mut self, worker: &Worker, after: Option<CancellationToken>, parts: &mut Parts) {
+    fn run_edge(&mut self, worker: &Worker, after: Option<CancellationToken>, memory: Memory, parts: &mut Parts) {
         let (want, wanted) = watch::channel(Wanted::shut());
         let (stop, gone) = (parts.stop_edges.child_token(), CancellationToken::new());
-        let wires = Wires { wanted, reports: self.reports.clone(), stop: stop.clone() };
+        let wires = Wires { wanted, reports: self.reports.clone(), memory, stop: stop.clone() };
         let (ended, edge) = (gone.clone().drop_guard(), self.broker.run_edge(&self.gate, worker, wires));
         parts.spawn_until(stop.clone(), format!("the edge of {}", worker.name), async move {
             let _ended = ended;

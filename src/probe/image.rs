@@ -13,7 +13,7 @@ use crate::{
     chain::chain,
     clock,
     image::{Manifest, ManifestError},
-    model::{Failure, Image, ImageReport},
+    model::{Failure, Image, ImageReport, Mono},
     watch::Watcher,
 };
 
@@ -41,7 +41,8 @@ pub async fn watch(path: PathBuf, watcher: Watcher, reports: mpsc::Sender<ImageR
     }
 }
 
-fn look(path: &Path, seen: Option<crate::model::Mono>) -> ImageReport {
+/// Looks at the manifest once.
+pub fn look(path: &Path, seen: Option<Mono>) -> ImageReport {
     let started = clock::now().mono;
     let (image, problem) = match read(path) {
         Ok(image) => (image, None),

@@ -5,7 +5,10 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 use serde_json::Value;
 use worker_gate::{image::Manifest, model::ImageState};
 
-use crate::support::{gate::Host, vhost::vhost};
+use crate::support::{
+    gate::{Host, MANAGED},
+    vhost::vhost,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 const BASE: &str = "python:3.11-slim";
@@ -99,6 +102,30 @@ fn an_image_that_keeps_every_rule_is_verified_and_says_by_what() {
     assert!(by.rules.iter().any(|rule| rule == "smoke: speckit --help"), "{by:?}");
     // Once more is no other outcome.
     assert_eq!(image.broken(), (0, Vec::new()));
+}
+
+#[test]
+fn check_says_what_is_wrong_with_the_image_where_only_a_verified_one_will_do() {
+    let mut image = Image::new();
+    image.host.set_profile(MANAGED);
+    let check = |image: &Image| {
+        let (code, text) = image.run(&["check", "--json"]);
+        let records: Vec<Value> = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+        (code, records[0]["reason"]["detail"].as_str().map(str::to_owned))
+    };
+    assert_eq!(check(&image), (0, None), "nobody asks for one");
+    image.settings = image.settings.replace("[image]\n", "[image]\nrequired = true\n");
+    let (code, why) = check(&image);
+    assert!(code == 1 && why.as_ref().unwrap().contains("there is no image manifest"), "{why:?}");
+    image.record();
+    let (code, why) = check(&image);
+    assert!(code == 1 && why.as_ref().unwrap().contains("only a verified image"), "{why:?}");
+    assert!(image.run(&["check"]).1.contains("only a verified image"));
+    assert_eq!(image.broken(), (0, Vec::new()));
+    assert_eq!(check(&image), (0, None));
+    image.host.set_tool("codex", "echo 'codex-cli 0.170.0'\n");
+    let (code, why) = check(&image);
+    assert!(code == 1 && why.as_ref().unwrap().contains("0.170.0"), "{why:?}");
 }
 
 #[test]

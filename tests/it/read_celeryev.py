@@ -2,8 +2,8 @@
 
 usage: read_celeryev.py URL
 
-Prints "ready" when it is bound, on Redis a moment before, and then one JSON object per event: its type, its hostname, what the state
-knows of that worker's admission, and whether the state takes the worker to be alive.
+Prints "ready" when it consumes, on Redis a moment before, and then one JSON object per event: its type, hostname and pid, and what the state
+knows of that worker's admission.
 """
 
 import json
@@ -25,6 +25,5 @@ def told(event):
 
 with app.connection_for_read() as connection:
     receiver = app.events.Receiver(connection, handlers={"*": told})
-    receiver.queue(connection.default_channel).declare()
-    print("ready", flush=True)
+    receiver.on_consume_ready = lambda *args, **kwargs: print("ready", flush=True)
     receiver.capture(wakeup=False)

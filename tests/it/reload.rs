@@ -1,6 +1,6 @@
 //! Settings that change while the gate runs.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, io::Write, net::TcpStream, thread, time::Duration};
 
 use crate::support::{
     facts::Facts,
@@ -137,5 +137,43 @@ fn another_exchange_for_events_makes_the_gate_anew() {
     gate.wait_for_edge(SOON, LANE, "open");
     until(SOON, "the edge is open", || vhost.is_open(LANE));
     assert_eq!(gate.pid(), pid);
+    assert!(gate.stop().success());
+}
+
+#[test]
+fn a_gate_that_is_made_anew_hears_who_asks_it_to_stop_meanwhile() {
+    let (vhost, host) = (vhost(), Host::new("anew-and-stop"));
+    let settings = host.settings(&vhost.url(), LANE);
+    let mut gate = host.start(&settings);
+    gate.wait_for_edge(SOON, LANE, "open");
+    // The end of the first one waits for a second for who asks and does not finish.
+    let mut asking = TcpStream::connect(gate.address()).unwrap();
+    asking.write_all(b"GET /workers HTTP/1.1\r\n").unwrap();
+    rewrite(&gate, &settings.replace("[evidence]", "[events]\nexchange = \"other.health\"\n\n[evidence]"));
+    gate.wait_for_log(SOON, "starting anew");
+    gate.terminate();
+    let (code, log) = gate.end(SOON);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!vhost.is_open(LANE));
+}
+
+#[test]
+fn a_worker_that_is_added_and_refused_is_no_matter_of_the_others() {
+    let (vhost, host) = (vhost(), Host::new("refused"));
+    vhost.declare_exchange("wrong", "topic", Some("codex.held"));
+    let one = host.settings(&vhost.url(), LANE);
+    let mut two = one.clone();
+    host.add_worker(&mut two, "codex-1", r#"exchange = "wrong", type = "direct", keys = ["codex-1"]"#);
+    let gate = host.start(&one);
+    gate.wait_for_edge(SOON, LANE, "open");
+    nothing_is_held(&vhost, LANE, || {
+        rewrite(&gate, &two);
+        gate.wait_for(SOON, "codex-1", "it is refused", |record| {
+            record["admission"] == "held"
+                && record["reason"]["detail"].as_str().unwrap().contains("workers.intake.type")
+                || record["reason"]["remedy"].as_str().unwrap().contains("workers.intake.type")
+        });
+        throughout(Duration::from_secs(2), "the other one goes on", || vhost.is_open(LANE));
+    });
     assert!(gate.stop().success());
 }

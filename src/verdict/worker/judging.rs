@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Judgement, Ownership, Worker};
 use crate::{
-    model::{Admission, ImageReport, ImageState, Mono, Reason},
+    model::{Admission, ImageState, Mono, Reason},
     verdict::{Policy, evidence::CheckEvidence, reason},
 };
 
@@ -54,9 +54,7 @@ impl Worker {
         if let Some((name, evidence)) = self.required(policy).find(|(name, evidence)| counts(name, evidence)) {
             return Some(evidence.doubted().cloned().unwrap_or_else(|| reason::failed(name, evidence)));
         }
-        if let Some(report) = self.image.as_ref().filter(|_| policy.image_required)
-            && let Some(reason) = self.unfit_image(report)
-        {
+        if let Some(reason) = self.unfit_image(policy) {
             return Some(reason);
         }
         if !policy.profile || !self.profile.is_unfit() {
@@ -66,7 +64,9 @@ impl Worker {
         Some(self.repairs.explain(reason::drifted(report), report))
     }
 
-    fn unfit_image(&self, report: &ImageReport) -> Option<Reason> {
+    /// What is wrong with the image for this worker, where only a verified one will do.
+    pub(in crate::verdict) fn unfit_image(&self, policy: &Policy) -> Option<Reason> {
+        let report = self.image.as_ref().filter(|_| policy.image_required)?;
         let Some(image) = report.image.as_ref().filter(|image| image.state == ImageState::Verified) else {
             return Some(reason::unverified(report));
         };

@@ -209,8 +209,23 @@ impl Serving<'_> {
     }
 
     /// Shuts, takes back what waits in the lane, and gives the worker up, so that the next owner need not wait for the
-    /// connection to end.
+    /// connection to end. Whatever goes wrong meanwhile, the worker is given up.
     async fn let_go(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
+        let emptied = self.empty(ends).await;
+        let mut disowned = self.topology.disown(&self.control).await;
+        if disowned.is_err() {
+            // The channel may be the one that something went wrong with.
+            disowned = async { self.topology.disown(&topology::open(&self.links.control).await?).await }.await;
+        }
+        if disowned.is_err() {
+            self.links.cut();
+        }
+        failpoint::hit(Point::LetGoDisowned);
+        emptied.and(disowned)
+    }
+
+    /// Shuts, takes back what waits in the lane, and moves no more.
+    async fn empty(&mut self, ends: &Ends<Links>) -> Result<(), Fault> {
         if self.open {
             self.shut(Wanted::shut(), ends).await?;
             failpoint::hit(Point::LetGoShut);
@@ -221,7 +236,7 @@ impl Serving<'_> {
         }
         self.stop_movers().await?;
         failpoint::hit(Point::LetGoStopped);
-        self.topology.disown(&self.control).await.inspect(|()| failpoint::hit(Point::LetGoDisowned))
+        Ok(())
     }
 
     async fn become_(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {

@@ -29,7 +29,7 @@ complete -c worker-gate -n "__fish_worker_gate_needs_command" -l set -d 'One set
 complete -c worker-gate -n "__fish_worker_gate_needs_command" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_needs_command" -s V -l version -d 'Print version'
 complete -c worker-gate -n "__fish_worker_gate_needs_command" -f -a "run" -d 'The daemon: checks, and opens and shuts the ways to its workers'
-complete -c worker-gate -n "__fish_worker_gate_needs_command" -f -a "check" -d 'Run every check once and print the report; 1 if a required one did not pass'
+complete -c worker-gate -n "__fish_worker_gate_needs_command" -f -a "check" -d 'Run every check once and print the report; 1 if a required one did not pass, or the config or the image is not as it must be'
 complete -c worker-gate -n "__fish_worker_gate_needs_command" -f -a "profile" -d 'The managed config'
 complete -c worker-gate -n "__fish_worker_gate_needs_command" -f -a "status" -d 'Every worker of every gate on this broker: admission, edge, reason, age of evidence, versions; 1 if one is not fit'
 complete -c worker-gate -n "__fish_worker_gate_needs_command" -f -a "hold" -d 'Keep workers from work until they are released, or for a time'
@@ -186,7 +186,7 @@ complete -c worker-gate -n "__fish_worker_gate_using_subcommand completions" -l 
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand completions" -l set -d 'One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand help; and not __fish_seen_subcommand_from run check profile status hold release recheck events audit doctor rehome image init config completions help" -f -a "run" -d 'The daemon: checks, and opens and shuts the ways to its workers'
-complete -c worker-gate -n "__fish_worker_gate_using_subcommand help; and not __fish_seen_subcommand_from run check profile status hold release recheck events audit doctor rehome image init config completions help" -f -a "check" -d 'Run every check once and print the report; 1 if a required one did not pass'
+complete -c worker-gate -n "__fish_worker_gate_using_subcommand help; and not __fish_seen_subcommand_from run check profile status hold release recheck events audit doctor rehome image init config completions help" -f -a "check" -d 'Run every check once and print the report; 1 if a required one did not pass, or the config or the image is not as it must be'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand help; and not __fish_seen_subcommand_from run check profile status hold release recheck events audit doctor rehome image init config completions help" -f -a "profile" -d 'The managed config'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand help; and not __fish_seen_subcommand_from run check profile status hold release recheck events audit doctor rehome image init config completions help" -f -a "status" -d 'Every worker of every gate on this broker: admission, edge, reason, age of evidence, versions; 1 if one is not fit'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand help; and not __fish_seen_subcommand_from run check profile status hold release recheck events audit doctor rehome image init config completions help" -f -a "hold" -d 'Keep workers from work until they are released, or for a time'
