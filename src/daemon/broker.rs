@@ -16,7 +16,10 @@ use crate::{
         celery::EVENTS,
         fault::Fault,
         links::{self, Connect, LinkState},
-        rabbitmq::{self, route::Route},
+        rabbitmq::{
+            self,
+            route::{Deaf, Route},
+        },
         redis,
     },
     model::{EdgeReport, Wanted, WorkerName},
@@ -167,7 +170,7 @@ impl Broker {
         match (self, worker.edge.clone()) {
             (Self::RabbitMq { links, url, .. }, EdgeKind::Route(intake)) => {
                 let (vhost, user) = (url.vhost.clone(), url.user.clone());
-                let route = Route { worker, intake, feed: None, gate, vhost, user, maybe_deaf: Arc::new(true.into()) };
+                let route = Route { worker, intake, feed: None, gate, vhost, user, deaf: Deaf::Perhaps };
                 Box::pin(edge::run(route, Ends { links: links.clone(), wanted, reports }, memory, stop))
             }
             (Self::Redis { links, .. }, EdgeKind::Feed(feed)) => {

@@ -101,6 +101,31 @@ fn a_bypass_of_an_edge_that_was_never_open_is_reported() {
 }
 
 #[test]
+fn a_worker_that_was_told_to_stop_consuming_and_has_not_read_it_yet_consumes_once_its_edge_is_open() {
+    let (vhost, host) = (vhost(), Host::new("deaf"));
+    let app = App::new(&vhost.url(), "codex", LANE);
+    let _worker = app.worker(LANE, LANE, &["-P", "solo"]);
+    let gate = host.start(&host.settings(&vhost.url(), LANE));
+    gate.wait_for_edge(SOON, LANE, "open");
+    let mut facts = Facts::of(&vhost);
+    // Its one thread does not look at the mailbox meanwhile.
+    app.send("app.slow", "long", 1, &[json!(8)]);
+    app.wait_for_runs(SOON, 1);
+    host.set_profile(DRIFTED);
+    // The account is told, so what comes now comes past the edge.
+    facts.next(SOON, "worker-quarantined", LANE);
+    vhost.publish("", LANE, ["nothing that Celery could run"]);
+    facts.next(SOON, "worker-bypass", LANE);
+    vhost.wait_for_messages(SOON, HELD, 1);
+    host.set_profile(MANAGED);
+    gate.wait_for_edge(SOON, LANE, "open");
+    assert!(!app.marks().iter().any(|mark| mark.phase == "ended"), "the task was to last longer than this");
+    until(SOON, "the task has ended", || app.marks().iter().any(|mark| mark.phase == "ended"));
+    app.send("app.mark", "after", 1, &[]);
+    app.wait_for_runs(SOON, 2);
+}
+
+#[test]
 fn a_message_held_for_a_key_that_the_settings_no_longer_name_does_not_go_round_for_ever() {
     for kind in ["direct", "topic"] {
         let (vhost, host) = (vhost(), Host::new("old-key"));

@@ -11,7 +11,7 @@
 //! with the connection: a gate that dies shuts the way by dying (G4), and no message is touched for it. A living gate opens
 //! and shuts by the binding from the intake alone; why is said at `Topology::shut_edge`.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -53,9 +53,21 @@ pub struct Route {
     pub vhost: String,
     /// Likewise.
     pub user: String,
-    /// Whether the worker may have been told to stop consuming its lane, by this gate or by one before it that did not live
-    /// to undo it.
-    pub maybe_deaf: Arc<AtomicBool>,
+    /// What is known of the worker's consuming.
+    pub deaf: Deaf,
+}
+
+/// Whether the worker consumes its lane when the edge is open. A command of Celery's remote control is no more than a wish: the worker
+/// may read it late, and carries out what it reads at one time in any order (kombu/asynchronous/hub.py, `call_soon`). So nothing is
+/// undone by its opposite before it has been seen to have had its effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deaf {
+    /// It was seen to consume after all that it was told.
+    No,
+    /// It was told to go on, or a gate before this one may have told it to stop and did not live to undo it.
+    Perhaps,
+    /// It was told to stop, and was not seen to have stopped yet.
+    Soon,
 }
 
 impl Route {
@@ -63,7 +75,7 @@ impl Route {
     /// and what comes there while the edge is shut goes back to the queue.
     pub fn fed(worker: Worker, queue: &str, feed: Feed, gate: String, (vhost, user): (String, String)) -> Self {
         let intake = Self::fed_by(&worker, queue);
-        Self { worker, intake, feed: Some(feed), gate, vhost, user, maybe_deaf: Arc::new(true.into()) }
+        Self { worker, intake, feed: Some(feed), gate, vhost, user, deaf: Deaf::Perhaps }
     }
 
     /// The exchange by which a gate feeds this worker from this queue.
@@ -92,6 +104,9 @@ impl Edge for Route {
             FeedIntake::Exchange { .. } => None,
         });
         let names = Names::new(&self.worker, &self.intake, shared);
-        serving::serve(self, &names, links, ends, memory, stop).await
+        let mut deaf = self.deaf;
+        let served = serving::serve(self, &names, links, ends, memory, &mut deaf, stop).await;
+        self.deaf = deaf;
+        served
     }
 }

@@ -12,13 +12,12 @@ use futures_util::StreamExt;
 use lapin::{Channel, Consumer};
 use tokio::{
     sync::{Notify, oneshot},
-    task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Route,
+    Deaf, Route,
     mover::Tally,
     names::Names,
     owner,
@@ -57,6 +56,7 @@ pub(super) async fn serve(
     links: &Arc<Links>,
     ends: &mut Ends<Links>,
     memory: &mut Memory,
+    deaf: &mut Deaf,
     stop: &CancellationToken,
 ) -> Result<(), Fault> {
     let ready = links.ready.acquire().await;
@@ -89,7 +89,9 @@ pub(super) async fn serve(
         progress: None,
         recycling: None,
         keeping: route.worker.task_events.then(|| Keeping::begin(links, &route.worker.name)),
-        telling: None,
+        deaf,
+        opened: Instant::now(),
+        hear_at: Instant::now(),
     };
     let before = serving.take_back().await?;
     failpoint::hit(Point::OwnTakingBack);
@@ -137,8 +139,10 @@ struct Serving<'a> {
     recycling: Option<AbortOnDropHandle<()>>,
     /// Keeps its task events, where that is wanted.
     keeping: Option<Keeping>,
-    /// What the worker's Celery was told last; its end says that the mailbox has it.
-    telling: Option<JoinHandle<()>>,
+    deaf: &'a mut Deaf,
+    opened: Instant,
+    /// When it is looked again whether the worker consumes.
+    hear_at: Instant,
 }
 
 impl Serving<'_> {
@@ -184,6 +188,14 @@ impl Serving<'_> {
                 () = sleep(SETTLE_LOOK), if settling => {}
                 () = sleep_until(progress_at), if self.progress.is_some() => {}
                 () = sleep_until(fold_until), if folded => {}
+                () = sleep_until(self.hear_at), if self.open && *self.deaf != Deaf::No => {
+                    let mut newer = ends.wanted.clone();
+                    tokio::select! {
+                        biased;
+                        _ = newer.changed() => continue,
+                        woken = self.wake() => woken?,
+                    }
+                }
                 () = sleep_until(look_at) => {
                     let mut newer = ends.wanted.clone();
                     tokio::select! {
@@ -193,9 +205,6 @@ impl Serving<'_> {
                         looked = self.look() => looked?,
                     }
                     self.open_again().await?;
-                    if self.open {
-                        self.wake();
-                    }
                     look_at = Instant::now() + LOOK;
                 }
             }
@@ -316,8 +325,8 @@ impl Serving<'_> {
         };
         failpoint::hit(Point::OpenMoving);
         self.settling = Some(Settling::new(wanted, before, None));
-        self.wake();
-        Ok(())
+        self.opened = Instant::now();
+        self.wake().await
     }
 
     /// Tells the account once everything that waited has been moved, or its time is up.

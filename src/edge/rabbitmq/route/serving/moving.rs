@@ -1,15 +1,19 @@
 //! The movers of one ownership, and what the worker is told meanwhile.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use lapin::types::ShortString;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinError,
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::Serving;
+use super::{LOOK, Serving};
 use crate::{
     edge::{
         celery::Command,
@@ -17,6 +21,7 @@ use crate::{
         rabbitmq::{
             remote::{self, Sent},
             route::{
+                Deaf,
                 ears::INTERCEPT_WINDOW,
                 feeding::Feeding,
                 mover::{ASKS, Ask, Mover, Tally, Way},
@@ -27,6 +32,9 @@ use crate::{
     failpoint::{self, Point},
     settings::{Feed, IntakeType},
 };
+
+/// After an open, until it is looked again whether the worker consumes.
+const HEAR: Duration = Duration::from_secs(1);
 
 /// A mover at work.
 pub(super) struct Moving {
@@ -73,37 +81,35 @@ impl Serving<'_> {
         Ok(before)
     }
 
-    /// Tells the worker to consume its lane if it may have been told to stop, also while it consumes: it may not have come to read
-    /// that yet, and one that consumes already does nothing (celery/worker/consumer/consumer.py, `add_task_queue`).
-    pub(super) fn wake(&mut self) {
-        if self.route.maybe_deaf.load(Relaxed) {
-            self.command(Command::AddConsumer);
+    /// Sees to it that the worker consumes its lane, if it may have been told to stop. One that is away does not hear it, and needs
+    /// not: it consumes when it comes, unless it had stopped and only its link was lost. So it is looked again, less and less often.
+    pub(super) async fn wake(&mut self) -> Result<(), Fault> {
+        if *self.deaf == Deaf::No {
+            return Ok(());
         }
+        if self.links.consumed.others(&self.control, &self.names.lane).await?.consumers == 0 {
+            *self.deaf = Deaf::Perhaps;
+            self.command(Command::AddConsumer);
+        } else if *self.deaf == Deaf::Perhaps {
+            *self.deaf = Deaf::No;
+        }
+        self.hear_at = Instant::now() + self.opened.elapsed().clamp(HEAR, LOOK);
+        Ok(())
     }
 
     /// Tells the worker to consume its lane no more. It is no part of a shut: Celery consumes nothing after its next reconnect until
     /// it is told to again (`wake`), and who has remote control turned off does not hear it.
     pub(super) fn silence(&mut self) {
-        self.route.maybe_deaf.store(true, Relaxed);
+        *self.deaf = Deaf::Soon;
         self.command(Command::CancelConsumer);
     }
 
     /// Tells the worker's Celery something, apart from the edge's own work: a worker that is away or deaf is no fault of the
-    /// edge's, and a broker in alarm must not hold up a shut. The mailbox has what it is told in the order in which it was said.
-    fn command(&mut self, command: Command) {
+    /// edge's, and a broker in alarm must not hold up a shut.
+    fn command(&self, command: Command) {
         let (links, name, lane) = (Arc::clone(self.links), self.route.worker.name.clone(), self.names.lane.clone());
-        let (before, maybe_deaf) = (self.telling.take(), Arc::clone(&self.route.maybe_deaf));
-        self.telling = Some(tokio::spawn(async move {
-            if let Some(before) = before {
-                let _ = before.await;
-            }
-            if matches!(command, Command::CancelConsumer) {
-                // What was said before has undone an earlier one, and does not undo this one.
-                maybe_deaf.store(true, Relaxed);
-            }
+        tokio::spawn(async move {
             match (remote::send(&links, &name, lane.as_str(), command).await, command) {
-                (Ok(Sent::Delivered), Command::AddConsumer) => maybe_deaf.store(false, Relaxed),
-                // One that is away may come back deaf: it is told again with the next look.
                 (Ok(Sent::Delivered), _) | (_, Command::AddConsumer) => {}
                 (Ok(Sent::NoMailbox), Command::CancelConsumer | Command::Shutdown) => {
                     tracing::info!(worker = %name, ?command, "the worker has no mailbox: it is away, or has its remote control turned off");
@@ -112,7 +118,7 @@ impl Serving<'_> {
                     tracing::warn!(worker = %name, ?command, "failed to {fault}");
                 }
             }
-        }));
+        });
     }
 
     pub(super) fn holding_queues(&self) -> Vec<ShortString> {
