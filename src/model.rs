@@ -365,7 +365,7 @@ pub struct ProfileReport {
     /// Every enforced key (dotted) with its effective value; null where the key is not set.
     pub enforced: BTreeMap<String, serde_json::Value>,
     /// All other keys: the dotted name of each, and a sha256 of its value in hex. The values themselves are never kept, and
-    /// only the names are told.
+    /// only the names are told. Of what no config has, long names are cut off and the 1,001st and all later keys share one.
     #[serde(serialize_with = "names")]
     pub extra_settings: BTreeMap<String, String>,
     /// When the merge last enforced the policy on this file.

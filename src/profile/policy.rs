@@ -43,7 +43,11 @@ impl Effective {
     pub(super) fn complaint(&self) -> String {
         let is = self.value.as_ref().map_or_else(|| "not set".to_owned(), value::shown);
         let place = value::dotted(&self.decided_by);
-        let by = if place == self.key { String::new() } else { format!(" (by {place}, which the file selects)") };
+        let by = if place == self.key {
+            String::new()
+        } else {
+            format!(" (by {}, which the file selects)", value::dotted_briefly(&self.decided_by, LONGEST_NAME))
+        };
         format!("{} is {is}{by} and must be {}", self.key, value::literal(&self.wanted))
     }
 }
@@ -118,48 +122,84 @@ pub(super) fn policy_hash(effective: &[Effective]) -> String {
     hash::sha256(pairs.to_string().as_bytes())
 }
 
+/// A longer name of a key is cut off: it is told with every event, and the file's author chooses it.
+const LONGEST_NAME: usize = 256;
+
+/// So many other keys are named, with so many bytes in all. A config has some dozens of them.
+const MOST_NAMES: usize = 1000;
+const MOST_NAME_BYTES: usize = 64 * 1024;
+
+/// Stands for all keys beyond that. No key has this name: it would have quotes.
+const OTHERS: &str = "\u{2026} and others";
+
 /// All keys that are not enforced, of everything that is not a table, and of empty tables: the dotted name of each, and the
-/// sha256 of its value in hex. Keys inside an array of tables are named once, without an index.
+/// sha256 of its place and value in hex. Keys inside an array of tables are named once, without an index. Keys whose names
+/// are the same once they are cut off, and those for which there is no room, share one entry each. Takes time and memory
+/// in proportion to the file.
 pub(super) fn extra_settings(root: &toml::Table, enforce: &[Enforced]) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let mut path = Vec::new();
+    let mut extras = Extras { enforce, path: Vec::new(), found: BTreeMap::new(), bytes: 0 };
     for (key, value) in root {
-        collect(key, value, &mut path, enforce, &mut found);
+        extras.collect(key, value, &Sha256::new());
     }
-    found.into_iter().map(|(name, hash)| (name, hash::hex(&hash.finalize()))).collect()
+    extras.found.into_iter().map(|(name, hash)| (name, hash::hex(&hash.finalize()))).collect()
 }
 
-fn collect<'t>(
-    key: &'t str,
-    value: &'t toml::Value,
-    path: &mut Vec<&'t str>,
-    enforce: &[Enforced],
-    found: &mut BTreeMap<String, Sha256>,
-) {
-    path.push(key);
-    if !enforce.iter().any(|e| e.key == *path) {
-        let tables: Vec<&toml::Table> = match value {
-            toml::Value::Table(table) => vec![table],
-            toml::Value::Array(items) if items.iter().all(toml::Value::is_table) => {
-                items.iter().filter_map(toml::Value::as_table).collect()
+struct Extras<'t> {
+    enforce: &'t [Enforced],
+    path: Vec<&'t str>,
+    found: BTreeMap<String, Sha256>,
+    /// How long the names in `found` are together.
+    bytes: usize,
+}
+
+impl<'t> Extras<'t> {
+    /// `above` has taken in the path to the table that holds the key, so that no key needs its whole name to be hashed.
+    fn collect(&mut self, key: &'t str, value: &'t toml::Value, above: &Sha256) {
+        self.path.push(key);
+        let mut place = above.clone();
+        take_in(&mut place, key);
+        if !self.enforce.iter().any(|e| e.key == self.path) {
+            let tables: Vec<&toml::Table> = match value {
+                toml::Value::Table(table) => vec![table],
+                toml::Value::Array(items) if items.iter().all(toml::Value::is_table) => {
+                    items.iter().filter_map(toml::Value::as_table).collect()
+                }
+                toml::Value::Array(_)
+                | toml::Value::String(_)
+                | toml::Value::Integer(_)
+                | toml::Value::Float(_)
+                | toml::Value::Boolean(_)
+                | toml::Value::Datetime(_) => Vec::new(),
+            };
+            if tables.iter().all(|table| table.is_empty()) {
+                let hash = self.entry();
+                hash.update(place.clone().finalize());
+                take_in(hash, &value::canonical(value).to_string());
             }
-            toml::Value::Array(_)
-            | toml::Value::String(_)
-            | toml::Value::Integer(_)
-            | toml::Value::Float(_)
-            | toml::Value::Boolean(_)
-            | toml::Value::Datetime(_) => Vec::new(),
-        };
-        if tables.iter().all(|table| table.is_empty()) {
-            let hash = found.entry(value::dotted(path)).or_default();
-            let text = value::canonical(value).to_string();
-            // With its length in front, no value can pass for two.
-            hash.update(u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes());
-            hash.update(text.as_bytes());
+            for (key, value) in tables.into_iter().flatten() {
+                self.collect(key, value, &place);
+            }
         }
-        for (key, value) in tables.into_iter().flatten() {
-            collect(key, value, path, enforce, found);
-        }
+        self.path.pop();
     }
-    path.pop();
+
+    /// Where the value at the path is taken in.
+    fn entry(&mut self) -> &mut Sha256 {
+        let mut name = value::dotted_briefly(&self.path, LONGEST_NAME);
+        if !self.found.contains_key(&name) {
+            let has_room = self.found.len() < MOST_NAMES && self.bytes + name.len() <= MOST_NAME_BYTES;
+            if has_room {
+                self.bytes += name.len();
+            } else {
+                OTHERS.clone_into(&mut name);
+            }
+        }
+        self.found.entry(name).or_default()
+    }
+}
+
+/// With its length in front, no text can pass for two.
+fn take_in(hash: &mut Sha256, text: &str) {
+    hash.update(u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes());
+    hash.update(text);
 }

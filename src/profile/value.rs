@@ -13,6 +13,32 @@ pub(super) fn dotted<S: AsRef<str>>(parts: &[S]) -> String {
     parts.iter().map(|part| key(part.as_ref())).collect::<Vec<_>>().join(".")
 }
 
+/// The same, at most so many bytes of it and an ellipsis for the rest. Takes no more time than that, however long the key is.
+pub(super) fn dotted_briefly<S: AsRef<str>>(parts: &[S], most: usize) -> String {
+    let mut name = String::new();
+    for part in parts {
+        if name.len() > most {
+            break;
+        }
+        if !name.is_empty() {
+            name.push('.');
+        }
+        // A character more than there is room for, so that what is cut here is cut below as well.
+        name.push_str(&key(beginning(part.as_ref(), most + 4)));
+    }
+    if name.len() > most {
+        name.truncate(beginning(&name, most).len());
+        name.push('\u{2026}');
+    }
+    name
+}
+
+/// At most so many bytes of the text.
+fn beginning(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
+}
+
 fn key(part: &str) -> String {
     let bare = !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if bare { part.to_owned() } else { quoted(part) }

@@ -149,6 +149,32 @@ fn another_value_of_another_key_shows_in_its_hash_and_nowhere_else() {
 }
 
 #[test]
+fn a_profile_below_a_mebibyte_cannot_have_more_names_told_than_its_records_bear() {
+    let keys = |text: &str| inspect(Home::with(text).target(), None).extra_settings;
+    let named = |keys: &BTreeMap<String, String>| (keys.len(), keys.keys().map(String::len).sum::<usize>());
+    let many = |header: &str, last: &str| {
+        let keys = (0..2_000).map(|n| format!("k{n}=1\n")).collect::<Vec<_>>().concat();
+        format!("[{header}]\n{keys}z={last}\n")
+    };
+    // A long header would stand in the name of each of its keys.
+    let header = "a".repeat(50_000);
+    let one = keys(&many(&header, "1"));
+    assert_eq!(named(&one), (1, 256 + '\u{2026}'.len_utf8()));
+    assert_ne!(one, keys(&many(&header, "2")), "a change among them is noticed");
+    let (one, other) = (keys(&many("b", "1")), keys(&many("b", "2")));
+    assert_eq!((one.len(), one.keys().last().unwrap().as_str()), (1001, "\u{2026} and others"));
+    assert_eq!(one.iter().filter(|(key, hash)| other[*key] != **hash).count(), 1);
+    let (count, bytes) = named(&keys(&many(&"b".repeat(200), "1")));
+    assert!(count > 300 && bytes <= 64 * 1024 + 32, "{count} names of {bytes} bytes");
+    // Keys that look alike once they are cut off are told apart in what is compared.
+    let alike = |a: u8, b: u8| keys(&format!("\"{header}é1\" = {a}\n\"{header}é2\" = {b}\n"));
+    assert_eq!(alike(1, 2).len(), 1);
+    assert_ne!(alike(1, 2), alike(2, 1));
+    let selected = format!("profile = '{header}'\n[profiles.{header}]\napproval_policy = 'no'\n");
+    assert!(wrong(&Home::with(selected)).detail.len() < 1000);
+}
+
+#[test]
 fn what_is_wrong_and_who_wrote_it_last_is_known_to_the_program() {
     let home = Home::with("approval_policy = 'on-request'\n");
     let report = inspect(home.target(), None);
