@@ -3,6 +3,7 @@
 use std::fmt;
 
 mod redact;
+mod search;
 
 pub use redact::Redactor;
 

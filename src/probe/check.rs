@@ -47,11 +47,7 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner, quo
         result.version = found.as_ref().map(Version::to_string).or(result.version);
 
         let passed = ended.outcome == Outcome::ExitCode(0) && (rule.is_none() || found.is_some());
-        let redactor = if passed {
-            Cow::Borrowed(runner.redactor())
-        } else {
-            Cow::Owned(runner.redactor().and(&values(quoted).await))
-        };
+        let redactor = if passed { Cow::Borrowed(runner.redactor()) } else { Cow::Owned(wary(runner, quoted).await) };
         let says = Says { argv, ended: &ended, redactor: &redactor };
         let problem = if ended.outcome == Outcome::ExitCode(0) {
             rule.and_then(|rule| {
@@ -78,13 +74,15 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner, quo
     result
 }
 
-async fn values(quoted: Option<&Quoted>) -> Vec<Secret> {
-    let Some(quoted) = quoted.cloned() else { return Vec::new() };
-    match spawn_blocking(move || quoted()).await {
-        Ok(values) => values,
+/// A redactor that also knows what the command may quote; made where it may take its time.
+async fn wary(runner: &Runner, quoted: Option<&Quoted>) -> Redactor {
+    let Some(quoted) = quoted.cloned() else { return runner.redactor().clone() };
+    let known = runner.clone();
+    match spawn_blocking(move || known.redactor().and(&quoted())).await {
+        Ok(redactor) => redactor,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime is being shut down.
-        Err(_) => Vec::new(),
+        Err(_) => runner.redactor().clone(),
     }
 }
 

@@ -1,11 +1,11 @@
 //! Text with secrets taken out.
 
-use std::{borrow::Cow, sync::LazyLock};
+use std::{borrow::Cow, collections::BTreeSet, sync::LazyLock};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use regex::{Captures, Regex};
 
-use super::Secret;
+use super::{Secret, search::Search};
 
 /// What stands where a secret stood.
 const HIDDEN: &str = "<hidden>";
@@ -16,50 +16,56 @@ const SHORTEST: usize = 4;
 /// What a URL may hold as it is (RFC 3986, section 2.3); the two sets are how most and the most careful encoders do it.
 const URL_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// Who may fill a file with values to look for gets no more of the gate's memory than twenty times this, in bytes. A config
+/// has some kilobytes of text, which stand here in up to three forms.
+const MOST: usize = 1 << 20;
+
 /// Takes secrets out of text that came from outside: the values that the gate knows, and what looks like one.
 ///
-/// Time is linear in the text, whatever the text is: commands choose it, and a check must not be able to stall the gate.
+/// Time is linear in the text, whatever the text is: commands choose it, and a check must not be able to stall the gate. No
+/// text becomes longer than a small multiple of itself either.
 #[derive(Debug, Clone, Default)]
 pub struct Redactor {
-    /// Longest first, so that a secret that contains another one goes as a whole.
-    known: Vec<Secret>,
+    /// In every form that is looked for.
+    known: BTreeSet<Secret>,
+    search: Search,
+    /// There was too much to look for.
+    hides_all: bool,
 }
 
 impl Redactor {
     /// A redactor that knows these values besides the shapes it always knows. Values shorter than four bytes are not
     /// looked for.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
-        let mut known = Vec::new();
-        for secret in secrets {
-            let value = secret.reveal();
-            known.push(value.to_owned());
-            known.push(value.trim().to_owned());
-            // Tools print a key file line by line, and a URL with its password percent-encoded.
-            known.extend(value.lines().map(|line| line.trim().to_owned()));
-            known.extend([URL_UNRESERVED, NON_ALPHANUMERIC].map(|set| utf8_percent_encode(value, set).to_string()));
-        }
-        known.retain(|value| value.len() >= SHORTEST);
-        known.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        known.dedup();
-        Self { known: known.into_iter().map(Secret::new).collect() }
+        Self::knowing(forms(secrets), false)
     }
 
-    /// One that knows these values as well.
+    /// One that knows these values as well, which somebody else has chosen than who wrote the settings. Where they are more
+    /// than a mebibyte it hides every text as a whole.
     #[must_use]
-    pub fn and<'a>(&'a self, secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
-        Self::new(self.known.iter().chain(secrets))
+    pub fn and<'a>(&self, secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
+        let mut more = forms(secrets);
+        if more.iter().map(|form| form.reveal().len()).sum::<usize>() > MOST {
+            return Self { hides_all: true, ..self.clone() };
+        }
+        more.extend(self.known.iter().cloned());
+        Self::knowing(more, self.hides_all)
+    }
+
+    fn knowing(known: BTreeSet<Secret>, hides_all: bool) -> Self {
+        let search = Search::new(known.iter().map(Secret::reveal));
+        Self { known, search, hides_all }
     }
 
     /// The text without secrets, ANSI escapes and control characters. Line breaks stay (a carriage return becomes one),
     /// tabs become blanks.
     pub fn redact(&self, text: &str) -> String {
         // Escapes go first: a colour in the middle of a key would hide it from what follows.
-        let mut text = plain(text);
-        for secret in &self.known {
-            if text.contains(secret.reveal()) {
-                text = text.replace(secret.reveal(), HIDDEN);
-            }
+        let text = plain(text);
+        if self.hides_all && !text.trim().is_empty() {
+            return HIDDEN.to_owned();
         }
+        let mut text = self.without_known(text);
         for shape in SHAPES.iter() {
             if let Cow::Owned(without) = shape.replace_all(&text, keep_lead) {
                 text = without;
@@ -67,6 +73,48 @@ impl Redactor {
         }
         text
     }
+
+    /// All of them at once: one after the other, the mark of the first would be searched for the second.
+    fn without_known(&self, text: String) -> String {
+        let covered = self.search.covered(&text);
+        if covered.is_empty() {
+            return text;
+        }
+        let mut without = String::with_capacity(text.len());
+        let mut shown = 0;
+        for part in covered {
+            without.push_str(&text[shown..part.start]);
+            without.push_str(HIDDEN);
+            shown = part.end;
+        }
+        without.push_str(&text[shown..]);
+        without
+    }
+}
+
+/// In which forms these values are looked for.
+fn forms<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> BTreeSet<Secret> {
+    let mut forms = BTreeSet::new();
+    let mut add = |form: String| {
+        if form.len() >= SHORTEST {
+            forms.insert(Secret::new(form));
+        }
+    };
+    for secret in secrets {
+        let value = secret.reveal();
+        // What is searched is plain as well.
+        let shown = plain(value);
+        add(shown.trim().to_owned());
+        // Tools print a key file line by line, and a URL with its password percent-encoded.
+        for line in shown.lines() {
+            add(line.trim().to_owned());
+        }
+        for set in [URL_UNRESERVED, NON_ALPHANUMERIC] {
+            add(utf8_percent_encode(value, set).to_string());
+        }
+        add(shown);
+    }
+    forms
 }
 
 /// What a pattern captured as `lead` tells what the secret was for; it stays.
@@ -218,6 +266,35 @@ mod tests {
         assert_eq!(redactor.redact("abc is too short to be looked for"), "abc is too short to be looked for");
         assert_eq!(redactor.redact("p\u{1b}[31ma/ss\u{200b} word"), "<hidden>", "escapes do not break it up");
         assert!(!format!("{redactor:?}").contains("pa/ss"));
+    }
+
+    #[test]
+    fn of_secrets_that_overlap_or_touch_nothing_is_left_and_what_hides_one_is_not_searched_for_the_next() {
+        let redactor =
+            |secrets: &[&str]| Redactor::new(&secrets.iter().map(|text| Secret::new(*text)).collect::<Vec<_>>());
+        assert_eq!(redactor(&["abcde", "defgh", "ghijk"]).redact("x abcdefghijk y"), "x <hidden> y");
+        assert_eq!(redactor(&["abcd", "efgh"]).redact("abcdefgh abcd"), "<hidden> <hidden>");
+        assert_eq!(redactor(&["value", "hidden", "<hid"]).redact("value hidden <hid"), "<hidden> <hidden> <hidden>");
+        assert_eq!(redactor(&["a\tb c"]).redact("a\tb c"), "<hidden>");
+    }
+
+    #[test]
+    fn a_file_full_of_values_costs_neither_time_nor_memory() {
+        // Marks of marks of marks: this once made gigabytes of a few bytes.
+        let values: Vec<_> = ["<hid", "dden", "en>i", "den>", "hidd", "idde", "zzzz"].map(Secret::new).into();
+        let redactor = Redactor::default().and(&values);
+        assert!(redactor.redact(&"zzzz <hidden>".repeat(100)).len() <= 100 * "<hidden> <hidden>".len());
+        let n = 20_000;
+        let many: Vec<_> = (0..n).map(|n| Secret::new(format!("v{n:05}"))).collect();
+        let nested: Vec<_> = (4..700).map(|n| Secret::new("a".repeat(n))).collect();
+        let text = format!("{} {}", "v00000 v99999 ".repeat(2_000), "a".repeat(n));
+        let started = Instant::now();
+        let redacted = Redactor::default().and(&many).and(&nested).redact(&text);
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        assert_eq!(redacted, format!("{} <hidden>", "<hidden> v99999 ".repeat(2_000)));
+        // More than that is not looked for, and nothing is shown.
+        let redactor = redactor.and(&[Secret::new("x".repeat(MOST + 1))]);
+        assert_eq!((redactor.redact("abc\n").as_str(), redactor.redact(" \n").as_str()), ("<hidden>", " \n"));
     }
 
     #[test]
