@@ -23,6 +23,7 @@ use crate::model::Failure;
 
 mod create;
 pub(super) use create::plan_for_new;
+mod directory;
 mod swap;
 mod temp;
 

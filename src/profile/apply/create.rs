@@ -10,12 +10,12 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, RenameFlags, renameat2},
-    sys::stat::{Mode, fchmod, mkdirat},
     unistd::linkat,
 };
 
 use super::{
     Applied, ApplyError, Target, Try,
+    directory::{self, Made},
     temp::{self, Temp},
 };
 use crate::profile::{
@@ -81,22 +81,14 @@ fn directories(target: &Target<'_>, place: &Place) -> Result<(Option<OwnedFd>, P
     for (index, name) in place.directories().into_iter().enumerate() {
         let parent = at.clone();
         at.push(name);
-        let made = index >= place.existing
-            && match mkdirat(&current, name, Mode::S_IRWXU) {
-                Ok(()) => true,
-                Err(Errno::EEXIST) => false,
-                Err(errno) => return Err(step("create the directory", &at)(errno)),
-            };
+        if index >= place.existing && directory::make(&current, &parent, name, target)? == Made::Exchanged {
+            return Ok((None, at));
+        }
         let next = match open_below(&current, Path::new(name), flags) {
             Ok(next) => next,
             Err(errno) if locate::moved(errno) => return Ok((None, at)),
             Err(errno) => return Err(step("open", &at)(errno)),
         };
-        if made {
-            temp::own(&next, target.uid, target.gid).map_err(step("give the worker's user", &at))?;
-            fchmod(&next, Mode::S_IRWXU).map_err(step("set the mode of", &at))?;
-            temp::flush(&current, &parent)?;
-        }
         current = next;
     }
     Ok((Some(current), at))

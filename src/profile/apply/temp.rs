@@ -41,7 +41,7 @@ impl<'d> Temp<'d> {
         (uid, gid): (Uid, Gid),
         mode: u32,
     ) -> Result<Self, ApplyError> {
-        let name = format!("{PREFIX}{:016x}.tmp", rand::random::<u64>());
+        let name = new_name();
         let path = at.join(&name);
         let failed = |step| {
             let path = path.clone();
@@ -79,6 +79,11 @@ impl Drop for Temp<'_> {
             let _ = unlinkat(self.directory, self.name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
+}
+
+/// One that could not be foreseen.
+pub(super) fn new_name() -> String {
+    format!("{PREFIX}{:016x}.tmp", rand::random::<u64>())
 }
 
 /// Gives a file away, unless it is theirs already: only root may, and the user itself need not.
