@@ -94,14 +94,19 @@ pub(super) async fn look_up(
         }
         (format!("`{typed}`"), versions(package, &ended.stdout.text()))
     };
-    let is_it = |version: &String| version == wanted || version::find(version) == version::find(wanted);
-    if !wanted.is_empty() && versions.iter().any(is_it) {
+    if versions.iter().any(|version| is_same(version, wanted)) {
         return Ok(from);
     }
     Err(Failure {
         detail: format!("{package} {wanted} is not among the {} versions that {from} has", versions.len()),
         remedy: format!("install a version of {package} that was published, and record the image again"),
     })
+}
+
+/// Whether both mean one version, however they write it. What cannot be understood is the same only as itself.
+fn is_same(version: &str, wanted: &str) -> bool {
+    let understood = version::find(wanted);
+    !wanted.is_empty() && (version == wanted || understood.is_some() && version::find(version) == understood)
 }
 
 #[cfg(test)]
@@ -118,6 +123,12 @@ mod tests {
         let printed = "specify-cli (1.2.3)\nAvailable versions: 1.2.3, 1.2.2,1.0.0\n  INSTALLED: 1.2.3\n";
         assert_eq!(versions(&pypi, printed), ["1.2.3", "1.2.2", "1.0.0"]);
         assert!(versions(&pypi, "ERROR: No matching distribution found").is_empty());
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_understood_is_not_the_same_as_any_other() {
+        assert!(is_same("5.3.0rc1", "5.3.0-rc1") && is_same("2024-1", "2024-1"));
+        assert!(!is_same("1.2.3-02", "1.2.3-01") && !is_same("", "") && !is_same("0.2.0.dev5", "0.2.0"));
     }
 
     #[test]

@@ -44,7 +44,9 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner, quo
         result.duration += ended.duration;
         let rule = check.version.as_ref().filter(|rule| rule.command == index);
         let found = rule.and_then(|_| find_version(&ended));
-        result.version = found.as_ref().map(Version::to_string).or(result.version);
+        // What follows the number may be anything.
+        let shown = found.as_ref().map(|found| runner.redactor().redact(&found.to_string()));
+        result.version = shown.or(result.version);
 
         let passed = ended.outcome == Outcome::ExitCode(0) && (rule.is_none() || found.is_some());
         let redactor = if passed { Cow::Borrowed(runner.redactor()) } else { Cow::Owned(wary(runner, quoted).await) };
@@ -86,8 +88,9 @@ async fn wary(runner: &Runner, quoted: Option<&Quoted>) -> Redactor {
     }
 }
 
+/// On stdout or, if there is none, on stderr.
 fn find_version(ended: &Ended) -> Option<Version> {
-    version::find(&ended.stdout.text()).or_else(|| version::find(&ended.stderr.text()))
+    version::find(&format!("{}\n{}", ended.stdout.text(), ended.stderr.text()))
 }
 
 /// What is told of a command that has ended, without secrets.

@@ -5,23 +5,30 @@ use std::sync::LazyLock;
 use regex::Regex;
 use semver::{Prerelease, Version, VersionReq};
 
-/// `1.2`, `v1.2.3`, `1.2.3-rc.1+build`, and Python's `1.2.3rc1`. A third number may be missing, as in `git version 2.39`.
-const PATTERN: &str =
-    r"(?-u:\b)v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?(?:-([0-9A-Za-z.-]+)|([A-Za-z][0-9A-Za-z.]*))?(?:\+[0-9A-Za-z.-]+)?";
+/// `1.2`, `v1.2.3`, `1.2.3-rc.1+build`, and Python's `1.2.3rc1` and `1.2.3.dev4`. A third number may be missing, as in
+/// `git version 2.39`, and a fourth one is not looked at. It does not begin in the middle of a name or of a number.
+const PATTERN: &str = r"(?x)
+    (?:\A|[^0-9A-Za-z_.])
+    v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?(?:\.[0-9]+)*
+    (?:
+        -([0-9A-Za-z.-]+)
+        | ([A-Za-z][0-9A-Za-z.]*)
+        | [._]((?i-u:(?:dev|rc|alpha|beta|preview|pre)(?:[0-9]+|\b)|[abc][0-9]+)[0-9A-Za-z.]*)
+    )?";
 
 #[expect(clippy::expect_used, reason = "the pattern is a constant, and every test here compiles it")]
 static TOKEN: LazyLock<Regex> = LazyLock::new(|| Regex::new(PATTERN).expect("a valid pattern"));
 
-/// The first version in the text, filled up to three numbers; `None` if there is none.
+/// The first version in the text, filled up to three numbers; `None` if there is none, or if it cannot be understood: what
+/// comes after it is the version of something else.
 pub(crate) fn find(text: &str) -> Option<Version> {
-    TOKEN.captures_iter(text).find_map(|found| {
-        let number = |index| found.get(index).map_or(Some(0), |digits| digits.as_str().parse().ok());
-        let suffix = found.get(4).or_else(|| found.get(5)).map_or("", |suffix| suffix.as_str());
-        let mut version = Version::new(number(1)?, number(2)?, number(3)?);
-        // The full stop of a sentence is not part of it.
-        version.pre = Prerelease::new(suffix.trim_end_matches(['.', '-'])).ok()?;
-        Some(version)
-    })
+    let found = TOKEN.captures(text)?;
+    let number = |index| found.get(index).map_or(Some(0), |digits| digits.as_str().parse().ok());
+    let suffix = (4..=6).find_map(|index| found.get(index)).map_or("", |suffix| suffix.as_str());
+    let mut version = Version::new(number(1)?, number(2)?, number(3)?);
+    // The full stop of a sentence is not part of it.
+    version.pre = Prerelease::new(suffix.trim_end_matches(['.', '-'])).ok()?;
+    Some(version)
 }
 
 /// Why a version is not allowed, and what to do; `None` if it is.
@@ -54,7 +61,19 @@ mod tests {
             ("tool 1.2.3-beta.1+build.5", Some("1.2.3-beta.1")),
             ("OpenSSL 3.0.15 3 Sep 2024", Some("3.0.15")),
             ("Version 2024.01.05", Some("2024.1.5")),
-            ("99999999999999999999.1 then 1.2.3", Some("1.2.3")),
+            ("specify 0.2.0.dev5", Some("0.2.0-dev5")),
+            ("specify 0.2.dev5+g12ab, of 1.2.3", Some("0.2.0-dev5")),
+            ("1.2.3rc1.dev5 1.2.3b2", Some("1.2.3-rc1.dev5")),
+            ("1.2.3.4_RC1", Some("1.2.3-RC1")),
+            ("1.2.3.post1 and 1.2.3.deviant", Some("1.2.3")),
+            ("tool-1.2.3.tar.gz", Some("1.2.3")),
+            ("(v1.2.3)", Some("1.2.3")),
+            // It is not known which of two is meant, or what comes first is no version.
+            ("99999999999999999999.1 then 1.2.3", None),
+            ("tool 1.2.3-01 (lib 4.5.6)", None),
+            ("pkg_1.2.3", None),
+            ("go1.22.3 x86_64.1.2", None),
+            ("a.1.2.3", None),
             ("python3 and nothing else", None),
             ("version 7", None),
             ("", None),

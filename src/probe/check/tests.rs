@@ -78,6 +78,15 @@ async fn a_version_is_read_from_stderr_too_and_held_against_the_rule() {
 }
 
 #[tokio::test]
+async fn a_version_shows_no_secret_and_that_of_something_else_does_not_stand_for_it() {
+    let passed = result(&check(&[&["echo", "tool 1.2.3-hunter22"]], Some((0, ">=1.2.3-a")))).await;
+    assert_eq!((passed.status, passed.version.as_deref()), (CheckStatus::Passed, Some("1.2.3-<hidden>")));
+    let tool = ["sh", "-c", "echo tool 1.2.3-01; echo lib 4.5.6 >&2"];
+    let result = result(&check(&[&tool], Some((0, ">=1.0")))).await;
+    assert!(detail(&result).contains("printed no version"), "{}", detail(&result));
+}
+
+#[tokio::test]
 async fn no_version_where_one_is_required_is_a_failure() {
     let result = result(&check(&[&["echo", "hello"]], Some((0, ">=1.0")))).await;
     assert_eq!(detail(&result), "`echo hello` printed no version, and >=1.0 is required: hello");
