@@ -7,13 +7,13 @@
 //! The last member of the file, `hash`, is the sha256 of all others, written as JSON without white space: who edits the file by
 //! hand is found out. It is no signature: whoever may write the file can also compute the hash.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{durable, hash::sha256, model::ImageState};
+use crate::{durable, hash::sha256, model::ImageState, regular};
 
 pub mod published;
 pub mod record;
@@ -101,10 +101,11 @@ impl Manifest {
     /// # Errors
     /// When it cannot be read, is none, or was edited.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        if fs::metadata(path)?.len() > LARGEST {
-            return Err(ManifestError::TooLarge);
+        match regular::read(path, LARGEST) {
+            Ok(text) => Self::parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(ManifestError::TooLarge),
+            Err(error) => Err(error.into()),
         }
-        Self::parse(&fs::read(path)?)
     }
 
     fn parse(text: &[u8]) -> Result<Self, ManifestError> {
@@ -143,6 +144,8 @@ impl Manifest {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::*;
 
     pub(crate) fn manifest() -> Manifest {
@@ -175,6 +178,8 @@ pub(crate) mod tests {
             assert_ne!(edited, text, "{from}");
             assert!(Manifest::parse(edited.as_bytes()).is_err(), "{from}");
         }
+        let device = Manifest::read(Path::new("/dev/zero")).unwrap_err();
+        assert!(matches!(device, ManifestError::Unreadable(_)), "{device}");
         // White space is nobody's edit.
         assert!(Manifest::parse(text.replace('\n', " ").as_bytes()).is_ok());
         for other in ["", "{", "[]", "{}", "null"] {

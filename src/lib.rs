@@ -50,6 +50,7 @@ pub mod model;
 pub mod probe;
 pub mod profile;
 pub mod redis;
+mod regular;
 pub mod report;
 pub mod rush;
 pub mod secret;

@@ -1,15 +1,16 @@
 //! Gathers what an image is made of, as the worker's user sees it.
 
-use std::{collections::BTreeMap, fs::File, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Manifest, SCHEMA};
+use super::{LARGEST, Manifest, SCHEMA};
 use crate::{
     hash::{digest, hex, sha256},
     identity::Identity,
     model::{Failure, ImageState, Outcome},
     probe::{Runner, toolchain, version},
+    regular,
     settings::Settings,
 };
 
@@ -53,7 +54,7 @@ pub async fn record(
         tools.insert(name, files(identity, &program));
     }
     let template = settings.profile.as_ref().and_then(|profile| profile.template.clone()).unwrap_or_default();
-    let template_hash = match std::fs::read(&template) {
+    let template_hash = match regular::read(&template, LARGEST) {
         Ok(bytes) => sha256(&bytes),
         Err(error) => {
             missing.push(Failure {
@@ -125,7 +126,7 @@ pub(super) async fn ask(identity: &Identity, runner: &Runner, program: &str, now
 /// The files that decide what a program runs, each with its sha256.
 pub(super) fn files(identity: &Identity, program: &str) -> BTreeMap<String, String> {
     let hashed = |path: &Path| {
-        let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|found| found.is_file()))?;
+        let file = regular::open(path).ok()?;
         Some(hex(&digest(&file, toolchain::LARGEST).ok()?))
     };
     let chain = toolchain::chain(identity, program);

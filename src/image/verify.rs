@@ -1,12 +1,12 @@
 //! The rules that an image has to keep before it may be tagged. All of them are tried, as the worker's user.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::Timestamp;
 use semver::Version;
 
 use super::{
-    Manifest, Verified,
+    LARGEST, Manifest, Verified,
     published::{List, look_up},
     record::{CHECKS, NODE, ask, files, programs},
 };
@@ -16,6 +16,7 @@ use crate::{
     identity::Identity,
     model::{Failure, ImageState, Outcome},
     probe::Runner,
+    regular,
     settings::{Package, Settings},
 };
 
@@ -163,7 +164,7 @@ impl Trial<'_> {
     /// It is what was recorded, and the worker's user can read it.
     async fn template(&mut self) {
         let path = self.manifest.codex_config_template_path.clone();
-        let holds = match std::fs::read(&path) {
+        let holds = match regular::read(Path::new(&path), LARGEST) {
             Ok(bytes) if sha256(&bytes) == self.manifest.codex_config_template_hash => Ok(()),
             Ok(_) => Err((
                 format!("the template {path} is another one than was recorded"),

@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::program::{self, Located, locate};
-use crate::identity::Identity;
+use crate::{identity::Identity, regular};
 
 mod fingerprint;
 mod npm;
@@ -131,11 +131,7 @@ fn lexical(path: &Path) -> PathBuf {
 /// A manifest's text; `None` if it is not there, is no file, or is larger than a manifest is.
 fn small_text(path: &Path) -> Option<String> {
     const LARGEST: u64 = 4 * 1024 * 1024;
-    let found = path.metadata().ok()?;
-    if !found.is_file() || found.len() > LARGEST {
-        return None;
-    }
-    std::fs::read_to_string(path).ok()
+    String::from_utf8(regular::read(path, LARGEST).ok()?).ok()
 }
 
 #[cfg(test)]

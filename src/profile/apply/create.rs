@@ -1,8 +1,6 @@
 //! Makes a file that is missing.
 
 use std::{
-    fs::File,
-    io::Read as _,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -18,11 +16,14 @@ use super::{
     directory::{self, Made},
     temp::{self, Temp},
 };
-use crate::profile::{
-    inspect::{self, Broken},
-    locate::{self, Place, open_below},
-    plan::{self, Plan},
-    read::MAX_BYTES,
+use crate::{
+    profile::{
+        inspect::{self, Broken},
+        locate::{self, Place, open_below},
+        plan::{self, Plan},
+        read::MAX_BYTES,
+    },
+    regular,
 };
 
 /// Makes the file and the directories above it, unless somebody else makes it first.
@@ -54,12 +55,10 @@ pub(in crate::profile) fn plan_for_new(target: &Target<'_>) -> Result<Plan, Appl
         return plan::plan("", target.enforce).map_err(|error| ApplyError::Plan { path: PathBuf::new(), error });
     };
     let unusable = |problem: String| ApplyError::Template { path: path.to_owned(), problem };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| unusable(locate::errno_of(&error).to_string()))?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| unusable(locate::errno_of(&error).to_string()))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(unusable("it is larger than 1 MiB".to_owned()));
-    }
+    let bytes = regular::read(path, MAX_BYTES).map_err(|error| {
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        unusable(errno.map_or_else(|| error.to_string(), |errno| errno.to_string()))
+    })?;
     let (text, _) = inspect::text_of(&bytes).map_err(|broken| {
         unusable(match broken {
             Broken::NotUtf8(byte) => format!("it is not UTF-8 at byte {byte}"),

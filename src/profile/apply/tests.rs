@@ -141,6 +141,9 @@ fn a_missing_file_is_made_from_the_template() {
     fs::remove_file(&template).unwrap();
     let error = apply(home.target()).unwrap_err();
     assert!(error.remedy(&home.target()).contains("profile.template"), "{error}");
+    nix::unistd::mkfifo(&template, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = apply(home.target()).unwrap_err();
+    assert!(error.to_string().ends_with("template.toml: it is not a regular file"), "{error}");
     home.check_only(&[]);
 }
 

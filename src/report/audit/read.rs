@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{START, take_apart};
-use crate::hash::sha256;
+use crate::{hash::sha256, regular};
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -163,7 +163,7 @@ struct Lines {
 impl Lines {
     fn open(path: &Path) -> Result<Self, ReadError> {
         let path = path.to_owned();
-        match File::open(&path) {
+        match regular::open(&path) {
             Ok(file) => Ok(Self { path, file: BufReader::new(file), line: 0, failed: false }),
             Err(source) => Err(ReadError::Io { path, source }),
         }
@@ -189,6 +189,22 @@ impl Iterator for Lines {
                 self.failed = true;
                 Some(Err(ReadError::Io { path: self.path.clone(), source }))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_or_a_device_in_the_logs_place_is_no_log_and_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&pipe, Path::new("/dev/zero")] {
+            assert!(matches!(verify(path).unwrap_err(), VerifyError::Unreadable(ReadError::Io { .. })));
+            assert!(read(path).is_err());
         }
     }
 }
