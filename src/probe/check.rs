@@ -20,6 +20,9 @@ use crate::{
 /// Of what a failing command printed, this many characters from the end go into the message.
 const SHOWN: usize = 500;
 
+/// Of a command's words, so many bytes go into the message.
+const TYPED: usize = 400;
+
 /// What sudo looks up programs in when its sudoers says nothing else.
 const SUDO_PATH: &[&str] = &["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -50,21 +53,23 @@ pub(crate) async fn run(check: &Check, identity: &Identity, runner: &Runner, quo
 
         let passed = ended.outcome == Outcome::ExitCode(0) && (rule.is_none() || found.is_some());
         let redactor = if passed { Cow::Borrowed(runner.redactor()) } else { Cow::Owned(wary(runner, quoted).await) };
-        let says = Says { argv, ended: &ended, redactor: &redactor };
+        let says = Says { argv, ended: &ended, redactor: &redactor, own: runner.redactor() };
         let problem = if ended.outcome == Outcome::ExitCode(0) {
             rule.and_then(|rule| {
                 if let Some(found) = &found {
-                    return version::unmet(found, &rule.require);
+                    let told = version::unmet(found, &rule.require)?;
+                    return Some((says.own.redact(&told.0), says.own.redact(&told.1)));
                 }
                 let detail = format!("printed no version, and {} is required{}", rule.require, says.printed());
                 Some((detail, says.by_hand(identity, runner)))
             })
         } else {
-            let remedy = ended.remedy.clone().unwrap_or_else(|| says.by_hand(identity, runner));
-            Some((format!("{}{}", ended.detail, says.printed()), remedy))
+            let known = ended.remedy.as_ref().map(|remedy| says.own.redact(remedy));
+            let remedy = known.unwrap_or_else(|| says.by_hand(identity, runner));
+            Some((format!("{}{}", says.own.redact(&ended.detail), says.printed()), remedy))
         };
         if let Some((detail, remedy)) = problem {
-            let [detail, remedy] = [detail, remedy].map(|text| single_line(&redactor.redact(&text)));
+            let [detail, remedy] = [detail, remedy].map(|text| single_line(&text));
             result.status = CheckStatus::Failed;
             result.message = Some(Failure { detail: format!("`{}` {detail}", says.typed()), remedy });
         }
@@ -97,7 +102,11 @@ fn find_version(ended: &Ended) -> Option<Version> {
 struct Says<'a> {
     argv: &'a [String],
     ended: &'a Ended,
+    /// For what it printed.
     redactor: &'a Redactor,
+    /// For all else, which is from the settings and the system. It may stand in a file of the worker's as well, and is no
+    /// secret for that.
+    own: &'a Redactor,
 }
 
 impl Says<'_> {
@@ -126,10 +135,14 @@ impl Says<'_> {
         }
     }
 
-    /// The words as one would type them in a shell.
+    /// The words as one would type them in a shell, not endless.
     fn typed(&self) -> String {
-        let words: Vec<String> = self.argv.iter().map(|word| quoted(&self.redactor.redact(word))).collect();
-        single_line(&self.redactor.redact(&words.join(" ")))
+        let words: Vec<String> = self.own.redact_words(self.argv).iter().map(|word| quoted(word)).collect();
+        let typed = single_line(&self.own.redact(&words.join(" ")));
+        match (0..=TYPED).rev().find(|end| typed.is_char_boundary(*end)) {
+            Some(end) if end < typed.len() => format!("{}\u{2026}", &typed[..end]),
+            Some(_) | None => typed,
+        }
     }
 
     /// How to see the failure for oneself: the same command as the same user with the same home and PATH.
@@ -156,6 +169,8 @@ impl Says<'_> {
             words.push("env".to_owned());
             words.append(&mut variables);
         }
+        // Redacted with the quotes round it, the last word would take them along.
+        words = words.iter().map(|word| self.own.redact(word)).collect();
         words.push(self.typed());
         let names: Vec<&str> = identity.env.keys().map(String::as_str).collect();
         let with =

@@ -74,6 +74,18 @@ impl Redactor {
         text
     }
 
+    /// Each word of a command without secrets, also where only the word before it (`--token`) tells that it is one.
+    pub fn redact_words(&self, words: &[String]) -> Vec<String> {
+        let alone: Vec<String> = words.iter().map(|word| self.redact(word)).collect();
+        let mut shown = alone.clone();
+        for (at, both) in words.windows(2).enumerate() {
+            if self.redact(&both.join(" ")) != format!("{} {}", alone[at], alone[at + 1]) {
+                HIDDEN.clone_into(&mut shown[at + 1]);
+            }
+        }
+        shown
+    }
+
     /// All of them at once: one after the other, the mark of the first would be searched for the second.
     fn without_known(&self, text: String) -> String {
         let covered = self.search.covered(&text);

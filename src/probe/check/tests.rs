@@ -105,9 +105,21 @@ async fn messages_are_one_short_line_without_secrets_or_escapes() {
 
 #[tokio::test]
 async fn what_a_failing_command_quotes_of_its_users_files_is_hidden() {
-    let result = result(&check(&[&["sh", "-c", "echo found the string quoted-value; exit 1"]], None)).await;
+    let result = result(&check(&[&["sh", "-c", "echo found the string quoted-''value; exit 1"]], None)).await;
     assert!(detail(&result).contains("found the string <hidden>"), "{}", detail(&result));
     assert!(!format!("{result:?}").contains("quoted-value"));
+}
+
+#[tokio::test]
+async fn the_words_of_a_command_are_told_though_they_stand_in_its_users_files() {
+    let failed = result(&check(&[&["sh", "-c", "exit 1", "quoted-value", "--token", "abcd"]], None)).await;
+    let typed = "sh -c 'exit 1' quoted-value --token <hidden>`";
+    let message = failed.message.unwrap();
+    assert_eq!(message.detail, format!("`{typed} exited with code 1"));
+    assert!(message.remedy.ends_with(&format!("{typed} and mend what it says")), "{}", message.remedy);
+    let long = "x".repeat(100_000);
+    let failed = result(&check(&[&["sh", "-c", "exit 1", &long]], None)).await;
+    assert!(detail(&failed).len() < 500 && detail(&failed).contains("xx\u{2026}` exited"), "{}", detail(&failed));
 }
 
 #[tokio::test]
@@ -122,7 +134,7 @@ async fn the_remedy_is_the_command_as_that_user_would_run_it() {
         return;
     }
     let by_hand = |ended: &Ended, other: &Identity| {
-        Says { argv: &argv, ended, redactor: runner.redactor() }.by_hand(other, &runner)
+        Says { argv: &argv, ended, redactor: runner.redactor(), own: runner.redactor() }.by_hand(other, &runner)
     };
     assert_eq!(by_hand(&ended, &other), "run `sudo -u nobody -H codex 'login status'` and mend what it says");
     ended.program = Some("/opt/codex/bin/codex".into());
