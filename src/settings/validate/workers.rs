@@ -14,6 +14,10 @@ use crate::{
     },
 };
 
+/// What a check's environment takes from elsewhere, and the keys that say what it is.
+const OWN_VARIABLES: &[(&str, &str)] =
+    &[("PATH", "path_env"), ("HOME", "home"), ("USER", "run_as"), ("LOGNAME", "run_as")];
+
 /// Checks each worker, and all of them with each other; `None` if one cannot be built.
 pub(super) fn workers(
     raw: Vec<raw::Worker>,
@@ -98,6 +102,14 @@ fn run_as(
     for name in env.keys().filter(|name| name.contains('=')) {
         let what = format!("{} cannot be the name of a variable", quote(name));
         look.wrong([&path.key("env").key(name)], what, "leave the \"=\" out of it");
+    }
+    for (name, key) in OWN_VARIABLES.iter().filter(|(name, _)| env.contains_key(*name)) {
+        let what = format!("a check's {name} is what {key} says, and this would be ignored");
+        look.wrong(
+            [&path.key("env").key(name)],
+            what,
+            format!("leave it out, and write {key} in the same [[workers]]"),
+        );
     }
     let some = |text: String| Some(text).filter(|text| !text.is_empty());
     RunAs {
