@@ -8,6 +8,7 @@ use super::{
     problem::{Place, Places},
     schema::{Kind, ROOT},
 };
+use crate::secret::Redactor;
 
 /// One effective value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +70,25 @@ fn for_value(kind: &Kind, path: &Path, value: &Value, places: &Places, shown: &m
         _ => {}
     }
     let text = match (kind, value) {
+        (Kind::List(Kind::List(Kind::Text)), Value::Array(commands)) => {
+            Value::Array(commands.iter().map(command).collect()).to_string()
+        }
         (Kind::Secret, Value::String(text)) if *path == Path::of(["broker", "url"]) => redacted(text),
         (Kind::Secret, _) => "\"<hidden>\"".to_owned(),
         _ => value.to_string(),
     };
     let layer = places.of(path).cloned().unwrap_or(Place::Default);
     shown.push(ShownValue { key: path.to_string(), value: text, layer });
+}
+
+/// Without what looks like a secret in it, as messages show commands.
+fn command(words: &Value) -> Value {
+    let Value::Array(words) = words else { return words.clone() };
+    let texts: Vec<String> = words.iter().map(|word| word.as_str().unwrap_or_default().to_owned()).collect();
+    let shown = Redactor::default().redact_words(&texts).into_iter().zip(words);
+    // A word without a secret stays as it is written, with its tabs.
+    let shown = shown.map(|(shown, word)| if shown.contains("<hidden>") { shown.into() } else { word.clone() });
+    Value::Array(shown.collect())
 }
 
 fn redacted(urls: &str) -> String {

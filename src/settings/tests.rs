@@ -200,6 +200,16 @@ fn later_layers_win_and_are_named() {
 }
 
 #[test]
+fn what_looks_like_a_secret_in_a_command_is_not_shown() {
+    let run = "checks.DiskRoot.run=[[\"curl\", \"-H\", \"Authorization: Bearer geheim4711\"], [\"t\", \"--token\", \"geheim\"]]";
+    let loaded = right_with(&[], &[run, "image.smoke=[[\"t\", \"--api-key=geheim\"]]"]).unwrap();
+    let expected = "[[\"curl\", \"-H\", \"Authorization: Bearer <hidden>\"], [\"t\", \"--token\", \"<hidden>\"]]";
+    assert_eq!(shown(&loaded, "checks.DiskRoot.run").value, expected);
+    assert_eq!(shown(&loaded, "image.smoke").value, "[[\"t\", \"--api-key=<hidden>\"]]");
+    assert_eq!(loaded.settings.checks["DiskRoot"].run[1][2], "geheim");
+}
+
+#[test]
 fn a_list_of_a_later_layer_replaces_the_earlier_one_with_all_its_places() {
     let workers =
         "[{ name = \"w@h\", lane = \"w\", intake = { exchange = \"x\", type = \"topic\", keys = [\"w.#\"] } }]";
