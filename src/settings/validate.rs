@@ -24,7 +24,7 @@ pub(super) fn settings(raw: raw::Raw, places: &Places, findings: &mut Findings) 
     let broker = broker(raw.broker, &mut look);
     let transport = broker.as_ref().map(Transport::of);
     let events = events(raw.events, transport, &mut look);
-    let control = control(raw.control);
+    let control = control(raw.control, &mut look);
     let fleet = fleet(&raw.fleet, &mut look);
     let raw::Evidence { max_age, flap_wait, flap_max } = raw.evidence;
     let checks = checks::checks(raw.checks, max_age, &mut look);
@@ -50,7 +50,8 @@ pub(super) fn reach(raw: raw::Raw, places: &Places, findings: &mut Findings) -> 
     let mut look = Look { places, findings };
     let broker = broker(raw.broker, &mut look);
     let events = events(raw.events, broker.as_ref().map(Transport::of), &mut look);
-    Some(Reach { broker: broker?, events, control: control(raw.control) })
+    let control = control(raw.control, &mut look);
+    Some(Reach { broker: broker?, events, control })
 }
 
 /// What the validators share: who said what, and where problems go.
@@ -96,6 +97,7 @@ fn gate(raw: raw::Gate, look: &mut Look<'_>) -> Gate {
     if raw.state_dir.is_empty() {
         look.wrong([&path.key("state_dir")], "there is no folder", "name one, such as \"/var/lib/worker-gate\"");
     }
+    written_out(&path.key("state_dir"), &raw.state_dir, look);
     if !raw.listen.is_empty() && !is_host_and_port(&raw.listen) {
         let what = format!("{} is not a host and a port", quote(&raw.listen));
         look.wrong(
@@ -163,6 +165,9 @@ fn broker(raw: raw::Broker, look: &mut Look<'_>) -> Option<Broker> {
             look.wrong([&path.key(this), &path.key(other)], what, format!("give broker.{other} too, or neither"));
         }
     }
+    for (name, text) in [("ca_file", &raw.ca_file), ("cert_file", &raw.cert_file), ("key_file", &raw.key_file)] {
+        written_out(&path.key(name), text, look);
+    }
     let tls = Tls { ca_file: file(raw.ca_file), cert_file: file(raw.cert_file), key_file: file(raw.key_file) };
     (!urls.is_empty()).then_some(Broker {
         urls,
@@ -172,6 +177,14 @@ fn broker(raw: raw::Broker, look: &mut Look<'_>) -> Option<Broker> {
         master_name: raw.master_name,
         tls,
     })
+}
+
+/// No shell reads settings: a folder whose name is `~` would be made, or looked for, where the gate was started.
+fn written_out(path: &Path, text: &str, look: &mut Look<'_>) {
+    if text.starts_with('~') {
+        let what = format!("{} begins with a \"~\", which stands for nobody's home here", quote(text));
+        look.wrong([path], what, "write the path out, beginning with a \"/\"");
+    }
 }
 
 fn file(text: String) -> Option<PathBuf> {
@@ -184,7 +197,8 @@ fn events(raw: raw::Events, transport: Option<Transport>, look: &mut Look<'_>) -
     Events { exchange: raw.exchange, mirror_celeryev: raw.mirror_celeryev }
 }
 
-fn control(raw: raw::Control) -> Control {
+fn control(raw: raw::Control, look: &mut Look<'_>) -> Control {
+    written_out(&Path::of(["control", "key_file"]), &raw.key_file, look);
     Control { key_file: file(raw.key_file) }
 }
 
@@ -212,6 +226,7 @@ fn image(raw: raw::Image, look: &mut Look<'_>) -> Option<Image> {
         let remedy = "name it, such as \"/etc/worker-gate/image.json\", or set image.required to false";
         look.wrong([&path, &Path::of(["image", "required"])], "a manifest is required and not named", remedy);
     }
+    written_out(&path, &raw.manifest, look);
     let mut package = |name: &str, text: &str| {
         let package = Package::parse(text);
         if package.is_none() {

@@ -4,7 +4,7 @@ use std::path::{Component, Path as FilePath, PathBuf};
 
 use toml::{Table, Value};
 
-use super::Look;
+use super::{Look, written_out};
 use crate::settings::{
     Enforced, OnDrift, Profile,
     path::Path,
@@ -21,6 +21,7 @@ pub(super) fn profile(raw: raw::Profile, look: &mut Look<'_>) -> Option<Profile>
     if let Err((what, remedy)) = location(&raw.path) {
         look.wrong([&path], format!("{} {what}", quote(&raw.path)), remedy);
     }
+    written_out(&Path::of(["profile", "template"]), &raw.template, look);
     let root = Path::of(["profile", "enforce"]);
     let mut enforce = Vec::new();
     leaves(&mut Vec::new(), &root, raw.enforce, &mut enforce, look);
