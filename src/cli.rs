@@ -236,7 +236,9 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    exit::report(answer(cli)).into()
+    // A gate must not wait for whoever reads its log. If there is no thread for that it will not start, and say so.
+    let lines = if matches!(cli.command, Command::Run) { log::Lines::start(std::io::stderr()).ok() } else { None };
+    exit::report(answer(cli, lines.as_ref()), lines.as_ref()).into()
 }
 
 /// Moves `--config` and `--set` behind the subcommand. clap takes global options on both sides of it, and of an option
@@ -258,9 +260,9 @@ fn gathered(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     kept.into_iter().chain(moved).chain(arguments).collect()
 }
 
-fn answer(cli: Cli) -> anyhow::Result<Exit> {
+fn answer(cli: Cli, lines: Option<&log::Lines>) -> anyhow::Result<Exit> {
     let context = Context::new(cli.settings, std::env::vars_os())?;
-    log::start(&context.source.env)?;
+    log::start(&context.source.env, lines)?;
     dispatch(cli.command, &context)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use super::out;
+use super::{log::Lines, out};
 use crate::settings::Problems;
 
 /// The exit codes; those from 64 on are those of sysexits.h.
@@ -64,13 +64,14 @@ impl std::error::Error for Coded {
     }
 }
 
-/// Prints what went wrong, and says how the program ends.
-pub(super) fn report(answer: anyhow::Result<Exit>) -> Exit {
+/// Prints what went wrong, after the `lines` of the log, and says how the program ends.
+pub(super) fn report(answer: anyhow::Result<Exit>, lines: Option<&Lines>) -> Exit {
     match answer {
         Ok(exit) => exit,
         Err(error) if error.downcast_ref::<out::Gone>().is_some() => Exit::Done,
         Err(error) => {
-            out::error(&text(&error));
+            let text = text(&error);
+            lines.map_or_else(|| out::error(&text), |lines| lines.add_last(&text));
             code(&error)
         }
     }

@@ -1,15 +1,24 @@
 //! Attempts to break the route edge where it is rare, slow or crowded.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{ErrorKind, Write},
+    os::unix::fs::OpenOptionsExt,
+    time::{Duration, Instant},
+};
 
+use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
 
 use crate::support::{
     celery::App,
     facts::Facts,
-    gate::{Host, MANAGED},
+    gate::{GATE, Host, MANAGED},
+    process,
     proxy::Proxy,
     rabbitmq::Broker,
+    scratch::Scratch,
     vhost::{Vhost, vhost},
     wait::{LONG, eventually, throughout, until},
 };
@@ -329,6 +338,28 @@ fn a_client_that_keeps_its_connection_does_not_delay_the_stop() {
     println!("stopped in {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     drop((silent, half, kept));
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_the_gate_nor_its_end() {
+    let (vhost, host, dir) = (vhost(), Host::new("stalled"), Scratch::new("log"));
+    let log = dir.join("fifo");
+    mkfifo(&log, Mode::S_IRWXU).unwrap();
+    // Both ends are open for as long as the test lasts, and nobody reads.
+    let mut full = File::options().read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&log).unwrap();
+    let refused = std::iter::repeat_with(|| full.write(b"\n")).find_map(Result::err).unwrap();
+    assert_eq!(refused.kind(), ErrorKind::WouldBlock);
+    let mut command = process::command("/bin/sh");
+    command.args(["-c", "log=$1; shift; exec \"$@\" 2>\"$log\"", "sh"]).arg(&log).arg(GATE);
+    let gate = host.start_logging(command, &host.settings(&vhost.url(), LANE), "debug");
+    gate.wait_until(SOON, LANE, "admitted");
+    host.set_profile(DRIFTED);
+    gate.wait_until(SOON, LANE, "quarantined");
+    assert_eq!(gate.get("/healthz").unwrap().0, 200);
+    let start = Instant::now();
+    assert!(gate.stop().success());
+    println!("stopped in {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]
