@@ -26,6 +26,10 @@ use tokio::{
 use super::metrics::Metrics;
 use crate::model::{Admission, Edge, Mono, Record};
 
+mod few;
+
+use few::Few;
+
 /// How long open requests may take once the gate is stopping. Every answer is in memory; this is for slow readers.
 const STOP_GRACE: Duration = Duration::from_secs(1);
 
@@ -142,7 +146,7 @@ pub async fn serve(
         .method_not_allowed_fallback(|| async { no(StatusCode::METHOD_NOT_ALLOWED, "only GET: this is read only") })
         .with_state(App { snapshots, now, metrics });
     let (stopping, mut stopped) = watch::channel(());
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let serving = axum::serve(Few::of(listener), router).with_graceful_shutdown(async move {
         stop.await;
         drop(stopping);
     });

@@ -5,7 +5,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::*;
+use super::{
+    few::{MOST, PATIENCE},
+    *,
+};
 use crate::report::event::tests::record;
 
 const WORKER: &str = "codex-0@host-1";
@@ -165,6 +168,39 @@ async fn a_stop_waits_for_no_client_that_does_not_finish() {
     site.stop.send(()).unwrap();
     tokio::time::timeout(STOP_GRACE * 10, site.served).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(&site.address).await.is_err(), "the address is free again");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_ask_is_shown_out() {
+    let site = Site::start(fit()).await;
+    let connect = async || TcpStream::connect(&site.address).await.unwrap();
+    let (mut silent, mut kept, slow) = (connect().await, connect().await, connect().await);
+    kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_ne!(kept.read(&mut [0; 1024]).await.unwrap(), 0);
+    tokio::time::pause();
+    let begun = Instant::now();
+    // One that never finishes to ask.
+    while slow.try_write(b"x").is_ok() && begun.elapsed() < PATIENCE * 3 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    for client in [&mut silent, &mut kept] {
+        let end = tokio::time::timeout(PATIENCE, client.read(&mut [0; 1024])).await;
+        assert_eq!(end.unwrap().unwrap(), 0);
+    }
+    assert!((PATIENCE..PATIENCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn more_clients_than_there_is_room_for_wait_until_one_goes() {
+    let site = Site::start(fit()).await;
+    let mut clients = Vec::new();
+    for _ in 0..MOST {
+        clients.push(TcpStream::connect(&site.address).await.unwrap());
+    }
+    let asked = tokio::time::timeout(Duration::from_millis(300), site.ask("GET /healthz")).await;
+    assert!(asked.is_err(), "{asked:?}");
+    clients.pop();
+    assert_eq!(site.ask("GET /healthz").await.0, 200);
 }
 
 #[tokio::test]
