@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::line::{line, text, time, word};
-use crate::report::audit::{self, ReadError, Summary, VerifyError};
+use crate::report::audit::{self, ReadError, Summary, Torn, VerifyError};
 
 /// Why the audit log cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -79,18 +79,39 @@ fn doubt(since: &str) -> &'static str {
     }
 }
 
-/// Follows the hash chain and says what was found. `Ok(true)` if it holds (exit code 0), `Ok(false)` if not (1).
+/// Follows the hash chain and says what was found. `Ok(true)` if it holds (exit code 0), `Ok(false)` if not (1). What gates have
+/// set aside is named in either case: without it the chain is whole again, also where it was not a power cut that tore the log.
 ///
 /// # Errors
 /// When the log cannot be read.
 pub fn verify(path: &Path, out: &mut dyn Write) -> Result<bool, AuditCommandError> {
+    let is_whole = follow(path, out)?;
+    match audit::torn(path) {
+        Ok(torn) => {
+            for Torn { path, bytes } in torn {
+                writeln!(
+                    out,
+                    "{}: set aside, {bytes} bytes that stood at the log's end and were no line of it",
+                    path.display()
+                )?;
+            }
+        }
+        Err(error) => writeln!(out, "whether something was set aside beside it cannot be seen: {error}")?,
+    }
+    Ok(is_whole)
+}
+
+fn follow(path: &Path, out: &mut dyn Write) -> Result<bool, AuditCommandError> {
     match audit::verify(path) {
         Ok(Summary { lines: 0, .. }) => writeln!(out, "{}: empty", path.display())?,
-        Ok(Summary { lines, first_seq, last_seq, head }) => {
+        Ok(Summary { lines, first_seq, last_seq, head, after_torn }) => {
             let seq = |seq: Option<u64>| seq.map_or_else(|| "?".to_owned(), |seq| seq.to_string());
             let (first, last) = (seq(first_seq), seq(last_seq));
             writeln!(out, "{}: whole, {lines} facts, seq {first} to {last}", path.display())?;
             writeln!(out, "head {head}")?;
+            for line in after_torn {
+                writeln!(out, "Before line {line} stood something else, which was set aside (audit_torn).")?;
+            }
             writeln!(out, "The end is whole if the newest published event carries this head in audit_hash.")?;
         }
         Err(VerifyError::Broken(broken)) => {
@@ -182,6 +203,20 @@ mod tests {
         assert!(!verify(&path, &mut out).unwrap());
         let expected = format!("{}: broken, line 2 was edited: its bytes do not give its hash\n", path.display());
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn verify_names_what_was_set_aside_with_its_size() {
+        let (dir, path) = log();
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{whole}who\nwas here\n")).unwrap();
+        Scribe::open(dir.path(), "g").unwrap().write(&[fact(FactKind::GateOnline, None, true)]);
+        let mut out = Vec::new();
+        assert!(verify(&path, &mut out).unwrap());
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("whole, 4 facts") && out.contains("\nBefore line 4 stood something else"), "{out}");
+        let last = out.lines().last().unwrap();
+        assert!(last.contains("/audit.torn-2") && last.contains(": set aside, 13 bytes that stood"), "{out}");
     }
 
     #[test]

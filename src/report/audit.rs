@@ -18,6 +18,9 @@
 #![doc = include_str!("audit/verify.py")]
 //! ```
 //!
+//! What stands at the log's end and is no line of it, as after a power cut, is set aside in `audit.torn-<time>` when a gate opens
+//! the log. The next line says so in `audit_torn`, which stands before `prev`: the file's name, and how many bytes it has.
+//!
 //! # What it proves
 //!
 //! An edited line, a deletion, an insertion and a change of order break the chain at a line that [`verify`] names. Two
@@ -31,10 +34,16 @@ mod log;
 mod read;
 
 pub use log::{AuditError, AuditLog, Opened, Torn};
-pub use read::{Broken, Entries, Entry, ReadError, Summary, VerifyError, Why, read, verify};
+pub use read::{Broken, Entries, Entry, ReadError, Summary, VerifyError, Why, read, torn, verify};
 
 /// The log's name in `state_dir`.
 pub const FILE_NAME: &str = "audit.jsonl";
+
+/// How the names of files begin that hold what was set aside.
+const TORN_NAME: &str = "audit.torn-";
+
+/// Where a line tells of that.
+const TORN_FIELD: &str = "audit_torn";
 
 /// `prev` of the first line.
 const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";

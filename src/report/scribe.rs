@@ -155,7 +155,7 @@ impl SeqFile {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, sync::Arc};
 
     use super::*;
     use crate::{
@@ -235,6 +235,23 @@ mod tests {
         assert_eq!(summary.lines, 1);
         assert_eq!(first.fields()["audit_hash"], summary.head);
         assert_eq!(beat.fields()["audit_hash"], summary.head);
+    }
+
+    #[test]
+    fn an_end_of_the_log_that_is_no_line_of_it_is_told_at_the_start_and_in_the_first_line_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        write(&mut Scribe::open(dir.path(), "g").unwrap(), audited());
+        let path = dir.path().join(FILE_NAME);
+        fs::write(&path, fs::read_to_string(&path).unwrap() + "who\nwas\nhere\n").unwrap();
+
+        let told = dir.path().join("told");
+        let writer = Arc::new(File::create(&told).unwrap());
+        let logging = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+        let mut scribe = tracing::subscriber::with_default(logging, || Scribe::open(dir.path(), "g").unwrap());
+        let told = fs::read_to_string(told).unwrap();
+        assert!(told.contains("WARN") && told.contains("audit.torn-") && told.contains("bytes=13"), "{told}");
+        write(&mut scribe, audited());
+        assert_eq!(verify(&path).unwrap().after_torn, [2]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Writing the audit log.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
@@ -10,9 +11,9 @@ use std::{
 
 use jiff::Timestamp;
 use nix::fcntl::OFlag;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{FILE_NAME, START, seal, take_apart};
+use super::{FILE_NAME, START, TORN_FIELD, TORN_NAME, seal, take_apart};
 
 /// How many facts wait in memory while the disk refuses them; about 8 MiB at 2 KiB a fact. A gate with ten workers that
 /// all flap once a minute fills it in some six hours, by when somebody has read `/healthz`.
@@ -66,7 +67,7 @@ pub struct Opened {
     pub torn: Option<Torn>,
 }
 
-/// The end of a log that was being written when the machine or the gate stopped.
+/// The end of a log that was being written when the machine or the gate stopped, or that somebody else wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Torn {
     /// Where it was put.
@@ -84,6 +85,8 @@ pub struct AuditLog {
     tail: Option<Tail>,
     unwritten: VecDeque<String>,
     dropped: u64,
+    /// What was set aside and no line tells of yet.
+    untold: Vec<Torn>,
 }
 
 /// The open file, and where it ends.
@@ -97,7 +100,14 @@ struct Tail {
 impl AuditLog {
     /// A log in this directory, not opened yet.
     pub fn new(state_dir: &Path) -> Self {
-        Self { dir: state_dir.to_owned(), lock: None, tail: None, unwritten: VecDeque::new(), dropped: 0 }
+        Self {
+            dir: state_dir.to_owned(),
+            lock: None,
+            tail: None,
+            unwritten: VecDeque::new(),
+            dropped: 0,
+            untold: Vec::new(),
+        }
     }
 
     /// Where the log is.
@@ -128,7 +138,8 @@ impl AuditLog {
         find_end(&mut file).ok().map(|end| end.last_seq)
     }
 
-    /// Takes the directory (made if it is missing) and continues the chain from the log's last whole line.
+    /// Takes the directory (made if it is missing) and continues the chain from the log's last whole line. What stands after that
+    /// is set aside; the program's log says so, and so does the next line, since the chain itself will be whole again.
     pub fn open(&mut self) -> Result<Opened, AuditError> {
         if self.lock.is_none() {
             self.lock = Some(take(&self.dir)?);
@@ -152,6 +163,15 @@ impl AuditLog {
             0 => None,
             _ => Some(self.set_aside(&file, &end)?),
         };
+        if let Some(torn) = &torn {
+            tracing::warn!(
+                bytes = torn.bytes,
+                copy = %torn.path.display(),
+                "the audit log did not end with a whole line of its own; that end was set aside: unless the gate or the machine was \
+                 killed while it wrote, somebody else wrote to the log"
+            );
+            self.untold.push(torn.clone());
+        }
         self.tail = Some(Tail { file, len: end.len, head: end.head });
         Ok(Opened { last_seq: end.last_seq, torn })
     }
@@ -179,16 +199,16 @@ impl AuditLog {
             self.tail = None;
         }
         if self.tail.is_none() {
-            let opened = self.open()?;
-            report(&opened);
+            self.open()?;
         }
         while let Some(tail) = &mut self.tail
             && !self.unwritten.is_empty()
         {
             let (mut lines, mut head) = (String::new(), tail.head.clone());
             let together = self.unwritten.len().min(TOGETHER);
-            for event in self.unwritten.range(..together) {
-                let (line, hash) = seal(event, &head);
+            for (index, event) in self.unwritten.range(..together).enumerate() {
+                let untold = if index == 0 { self.untold.as_slice() } else { &[] };
+                let (line, hash) = seal(&with_torn(event, untold), &head);
                 lines.push_str(&line);
                 head = hash;
             }
@@ -202,6 +222,7 @@ impl AuditLog {
             }
             tail.len += lines.len() as u64;
             tail.head = head;
+            self.untold.clear();
             self.unwritten.drain(..together);
         }
         Ok(())
@@ -209,7 +230,7 @@ impl AuditLog {
 
     /// Copies a torn end to a file of its own, and only then cuts it off.
     fn set_aside(&self, log: &File, end: &End) -> Result<Torn, AuditError> {
-        let path = self.dir.join(format!("audit.torn-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ")));
+        let path = self.dir.join(format!("{TORN_NAME}{}", Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ")));
         let io = |what, source| AuditError::Io { what, path: path.clone(), source };
         let copy = || -> io::Result<()> {
             let mut copy = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
@@ -243,14 +264,14 @@ impl Tail {
     }
 }
 
-fn report(opened: &Opened) {
-    if let Some(torn) = &opened.torn {
-        tracing::error!(
-            bytes = torn.bytes,
-            copy = %torn.path.display(),
-            "the audit log ended in the middle of a line; that end was set aside"
-        );
+/// The event, and what was set aside before it.
+fn with_torn<'a>(event: &'a str, torn: &[Torn]) -> Cow<'a, str> {
+    if torn.is_empty() {
+        return event.into();
     }
+    let name = |torn: &Torn| torn.path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let told: Value = torn.iter().map(|torn| json!({"file": name(torn), "bytes": torn.bytes})).collect();
+    format!("{},\"{TORN_FIELD}\":{told}}}", event.strip_suffix('}').unwrap_or(event)).into()
 }
 
 /// Makes the directory and locks it. The lock is on a file of its own, so that it holds whatever happens to the log.

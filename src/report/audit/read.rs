@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{START, take_apart};
+use super::{START, TORN_FIELD, TORN_NAME, Torn, take_apart};
 use crate::{hash::sha256, regular};
 
 /// One line of the log.
@@ -79,6 +79,8 @@ pub struct Summary {
     pub last_seq: Option<u64>,
     /// The last line's hash, to be compared with `audit_hash` of the newest published event.
     pub head: String,
+    /// The lines that tell of an end of the log that was set aside before them.
+    pub after_torn: Vec<u64>,
 }
 
 /// Where and how the chain is broken.
@@ -130,7 +132,8 @@ pub enum VerifyError {
 
 /// Follows the chain from the first line to the last, and stops at the first line that does not hold.
 pub fn verify(path: &Path) -> Result<Summary, VerifyError> {
-    let mut summary = Summary { lines: 0, first_seq: None, last_seq: None, head: START.to_owned() };
+    let mut summary =
+        Summary { lines: 0, first_seq: None, last_seq: None, head: START.to_owned(), after_torn: Vec::new() };
     for found in Lines::open(path)? {
         let (line, bytes) = found?;
         let broken = |why| Broken { line, why };
@@ -146,9 +149,28 @@ pub fn verify(path: &Path) -> Result<Summary, VerifyError> {
         summary.lines = line;
         summary.last_seq = fields.get("seq").and_then(Value::as_u64);
         summary.first_seq = summary.first_seq.or(summary.last_seq);
+        if fields.contains_key(TORN_FIELD) {
+            summary.after_torn.push(line);
+        }
         parts.hash.clone_into(&mut summary.head);
     }
     Ok(summary)
+}
+
+/// What was set aside beside this log and is still there, oldest first.
+///
+/// # Errors
+/// When the log's directory cannot be listed.
+pub fn torn(log: &Path) -> io::Result<Vec<Torn>> {
+    let mut found = Vec::new();
+    for entry in log.parent().unwrap_or(Path::new(".")).read_dir()? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(TORN_NAME.as_bytes()) {
+            found.push(Torn { path: entry.path(), bytes: entry.metadata()?.len() });
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
 }
 
 /// Lines as bytes, each with its line feed, numbered from 1.

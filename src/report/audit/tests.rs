@@ -130,8 +130,16 @@ fn a_torn_end_is_set_aside_whole_and_the_chain_goes_on_without_it() {
         assert_eq!(fs::read(&aside.path).unwrap(), torn);
         assert!(aside.path.file_name().unwrap().to_str().unwrap().starts_with("audit.torn-2"), "{aside:?}");
         assert_eq!(fs::read(&path).unwrap(), whole);
-        log.append([event(3)]).unwrap();
-        assert_eq!(verify(&path).unwrap().lines, 3);
+        log.append([event(3), event(4)]).unwrap();
+        log.append([event(5)]).unwrap();
+        // The chain is whole again, and still tells that something else stood there.
+        let summary = verify(&path).unwrap();
+        assert_eq!((summary.lines, summary.after_torn), (5, vec![3]));
+        let entries: Vec<_> = read(&path).unwrap().map(Result::unwrap).collect();
+        let told = serde_json::json!([{"file": aside.path.file_name().unwrap().to_str(), "bytes": torn.len()}]);
+        assert_eq!(entries[2].fields["audit_torn"], told);
+        assert!(python(&path).0);
+        assert_eq!(super::torn(&path).unwrap(), [aside]);
     }
 }
 
