@@ -1,7 +1,8 @@
 //! Which requests are let in. Pure: time comes in, and nothing is asked here.
 //!
 //! Without a key every request that can be read is let in: whoever may publish on the broker may also ask. With one it has to be
-//! signed, of this moment, and new. Whatever was asked before this gate began it may have been asked before, so that is old, too.
+//! signed, of this moment, and new. Whatever was asked before this gate began it may have been asked before, so that is old, too;
+//! for as long as it could otherwise pass for one of this moment, and no longer: a clock may be set back.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use tokio::sync::watch;
 
 use super::{Ask, LONGEST, MOST_WORKERS, Request, Wish, key::Key};
 use crate::model::{Code, Mono, Now, Reason};
 
 /// How far a request's time may be from this gate's. Hosts that keep their time by NTP differ by milliseconds.
-const WINDOW: SignedDuration = SignedDuration::from_secs(30);
+const WINDOW: Duration = Duration::from_secs(30);
 /// How long an id is remembered: after that a request with it is old.
 const MEMORY: Duration = Duration::from_secs(61);
 /// So many ids are remembered. The desk takes at most a hundred requests in a second.
@@ -81,14 +82,14 @@ impl Refusal {
 pub struct Guard {
     /// The newest.
     key: watch::Receiver<Option<Key>>,
-    began: Timestamp,
+    began: Now,
     ids: HashMap<String, Mono>,
 }
 
 impl Guard {
     /// From now on, for whoever has the key; for everybody, if there is none.
     pub fn new(key: watch::Receiver<Option<Key>>, now: Now) -> Self {
-        Self { key, began: now.wall, ids: HashMap::new() }
+        Self { key, began: now, ids: HashMap::new() }
     }
 
     /// Reads a request.
@@ -115,7 +116,8 @@ impl Guard {
 
     fn is_new(&mut self, now: Now, request: &Request) -> Result<(), Refusal> {
         let age = now.wall.duration_since(request.at);
-        if age.abs() > WINDOW || request.at < self.began {
+        let has_just_begun = now.mono.since(self.began.mono) <= WINDOW;
+        if age.unsigned_abs() > WINDOW || has_just_begun && request.at < self.began.wall {
             return Err(Refusal::Old(age));
         }
         if self.ids.contains_key(&request.id) {
@@ -213,6 +215,8 @@ fn reason(refusal: &Refusal, who: &str, times: u64) -> Reason {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
     use crate::control::key::tests::key;
 
@@ -269,6 +273,18 @@ mod tests {
         assert!(matches!(admit(1001, &before, Some(&key().sign(&before))), Err(Refusal::Old(_))));
         let ahead = request("4", 1100);
         assert!(matches!(admit(1060, &ahead, Some(&key().sign(&ahead))), Err(Refusal::Old(_))));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_shuts_nobody_out() {
+        let mut guard = guard(Some(key()));
+        let body = request("1", 10);
+        let signature = key().sign(&body);
+        let mut admit = |mono, wall| guard.admit(Now { mono: at(mono).mono, ..at(wall) }, &body, Some(&signature));
+        assert!(matches!(admit(1030, 10), Err(Refusal::Old(_))), "it may have come to the process before this one");
+        assert!(matches!(admit(1031, 41), Err(Refusal::Old(_))));
+        assert!(admit(1031, 11).is_ok());
+        assert_eq!(admit(1032, 12), Err(Refusal::Replayed));
     }
 
     #[test]
