@@ -320,7 +320,7 @@ async fn events_command(context: &Context, args: events::args::EventsArgs) -> an
         Err(error) => {
             let exit =
                 if error.is_usage() { Exit::Usage } else { run::broker_exit(error.retry(), error.is_permission()) };
-            Err(Coded::new(exit, anyhow::Error::from(error).context("failed to")).into())
+            Err(exit::failed(exit, &error))
         }
     }
 }
@@ -365,6 +365,6 @@ fn audit_command(context: &Context, verify: bool, worker: Option<&str>, exposed:
         Ok(true) => Ok(Exit::Done),
         Ok(false) => Ok(Exit::Unfit),
         Err(audit::AuditCommandError::Output(error)) => out::failed(error),
-        Err(error) => Err(anyhow::Error::from(error).context("failed to")),
+        Err(audit::AuditCommandError::Read(error)) => Err(exit::failed(audit::exit_of(&error), &error)),
     }
 }

@@ -7,8 +7,12 @@ use std::{
 
 use serde_json::Value;
 
-use super::line::{line, text, time, word};
-use crate::report::audit::{self, ReadError, Summary, Torn, VerifyError};
+use super::{
+    Exit, exit,
+    line::{line, text, time, word},
+    out,
+};
+use crate::report::audit::{self, Entry, ReadError, Summary, Torn, VerifyError};
 
 /// Why the audit log cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -21,12 +25,29 @@ pub enum AuditCommandError {
     Output(#[from] io::Error),
 }
 
+pub(super) fn exit_of(error: &ReadError) -> Exit {
+    match error {
+        ReadError::Missing { .. } => Exit::Settings,
+        error if exit::is_denied(error) => Exit::NotPermitted,
+        ReadError::Io { .. } | ReadError::NotAnEntry { .. } | ReadError::CutOff { .. } => Exit::Internal,
+    }
+}
+
+/// The log's entries. A last line that is cut off is told on standard error, and is none of them.
+fn entries(path: &Path) -> Result<impl Iterator<Item = Result<Entry, ReadError>>, ReadError> {
+    Ok(audit::read(path)?.filter(|entry| {
+        let Err(error @ ReadError::CutOff { .. }) = entry else { return true };
+        out::error(&format!("worker-gate: failed to {error}"));
+        false
+    }))
+}
+
 /// Writes one line per fact, oldest first; with `worker`, only those of this worker.
 ///
 /// # Errors
 /// At the first line that is no entry: what follows it would be told without what came before.
 pub fn list(path: &Path, worker: Option<&str>, out: &mut dyn Write) -> Result<(), AuditCommandError> {
-    for entry in audit::read(path)? {
+    for entry in entries(path)? {
         let fields = entry?.fields;
         if worker.is_none_or(|worker| fields.get("worker_name").and_then(Value::as_str) == Some(worker)) {
             writeln!(out, "{}", line(&fields))?;
@@ -42,7 +63,7 @@ pub fn list(path: &Path, worker: Option<&str>, out: &mut dyn Write) -> Result<()
 /// # Errors
 /// At the first line that is no entry.
 pub fn exposed(path: &Path, worker: Option<&str>, out: &mut dyn Write) -> Result<(), AuditCommandError> {
-    for entry in audit::read(path)? {
+    for entry in entries(path)? {
         let fields = entry?.fields;
         let is_meant = worker.is_none_or(|worker| fields.get("worker_name").and_then(Value::as_str) == Some(worker));
         let Some(exposed) = fields.get("exposed").filter(|_| is_meant) else { continue };
@@ -222,6 +243,16 @@ mod tests {
     #[test]
     fn a_log_that_is_not_there_is_an_error_that_names_the_setting() {
         let err = verify(Path::new("/nonexistent/audit.jsonl"), &mut Vec::new()).unwrap_err();
-        assert!(err.to_string().contains("gate.state_dir"), "{err}");
+        assert!(err.to_string().contains("none yet at /nonexistent/audit.jsonl; gate.state_dir names"), "{err}");
+    }
+
+    #[test]
+    fn a_last_line_that_is_cut_off_keeps_nobody_from_those_above_it() {
+        let (_dir, path) = log();
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 40]).unwrap();
+        assert_eq!(told(&path, None).lines().count(), 2);
+        fs::write(&path, whole.replacen('"', "", 1)).unwrap();
+        assert!(list(&path, None, &mut Vec::new()).is_err(), "any other line is needed");
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 
-use super::{Coded, Context, DoctorArgs, Exit, exit, out, prepare, run::broker_exit};
+use super::{Context, DoctorArgs, Exit, exit, out, prepare, run::broker_exit};
 use crate::{
     control::asker::AskError,
     doctor::{self, DoctorError, Finding, Scope, users::Users},
@@ -24,15 +24,14 @@ pub(super) fn grants(context: &Context) -> anyhow::Result<Exit> {
 pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Result<Exit> {
     let Loaded { settings, file, .. } = context.settings()?;
     let users = Users::from_env(&context.source.env, &settings.broker.urls)
-        .map_err(|problem| Coded::new(Exit::Usage, anyhow::Error::from(problem).context("failed to")))?;
+        .map_err(|problem| exit::failed(Exit::Usage, &problem))?;
     let (identities, unseen) = match prepare::identities(context, &settings) {
         Ok(identities) => (identities, None),
         Err(error) => (Vec::new(), Some(Finding::unseen(&exit::text(&error)))),
     };
     let scope = Scope { file: file.as_deref(), identities: &identities, users, lanes: &args.lanes };
     let examined = doctor::examine(&settings, &scope).await;
-    let mut findings =
-        examined.map_err(|error| Coded::new(exit_of(&error), anyhow::Error::from(error).context("failed to")))?;
+    let mut findings = examined.map_err(|error| exit::failed(exit_of(&error), &error))?;
     findings.extend(unseen);
     if args.json {
         let text = serde_json::to_string_pretty(&findings).context("failed to write JSON")?;

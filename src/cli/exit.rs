@@ -1,9 +1,15 @@
 //! How the program ends: its exit codes, and the one printer of errors.
 
-use std::{fmt, io, process::ExitCode};
+use std::{error::Error, fmt, io, iter, process::ExitCode};
+
+use anyhow::anyhow;
+use nix::errno::Errno;
 
 use super::{log::Lines, out};
-use crate::settings::Problems;
+use crate::{
+    chain::chain,
+    settings::{Place, Problem, Problems},
+};
 
 /// The exit codes; those from 64 on are those of sysexits.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,10 +64,15 @@ impl fmt::Display for Coded {
     }
 }
 
-impl std::error::Error for Coded {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl Error for Coded {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.source()
     }
+}
+
+/// An error whose message can follow "failed to", with its causes and its exit code.
+pub(super) fn failed(exit: Exit, error: &dyn Error) -> anyhow::Error {
+    Coded::new(exit, anyhow!("failed to {}", chain(error))).into()
 }
 
 /// Prints what went wrong, after the `lines` of the log, and says how the program ends.
@@ -77,22 +88,24 @@ pub(super) fn report(answer: anyhow::Result<Exit>, lines: Option<&Lines>) -> Exi
     }
 }
 
-/// The error and its causes, in one line each where they have only one. Of a cause that its effect quotes already,
-/// nothing is said twice.
+/// The error and its causes; problems with settings, one a line.
 pub(super) fn text(error: &anyhow::Error) -> String {
-    if let Some(problems) = error.downcast_ref::<Problems>() {
-        return problems.to_string();
+    match error.downcast_ref::<Problems>() {
+        Some(problems) => problems.to_string(),
+        None => format!("worker-gate: {}", chain(&**error)),
     }
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if text.is_empty() {
-            text = format!("worker-gate: {cause}");
-        } else if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
+}
+
+/// Whether the system did not permit it, as the error or one of its causes says.
+pub(super) fn is_denied(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = iter::successors(Some(error), |error| (*error).source()).filter_map(|cause| cause.downcast_ref());
+    causes.any(|cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Whether it is a settings file that may not be read. A problem has no kind, only the system's own words.
+fn is_file_denied(problem: &Problem) -> bool {
+    matches!(problem.place, Some(Place::File { line: 0, .. }))
+        && problem.what.ends_with(&io::Error::from(Errno::EACCES).to_string())
 }
 
 fn code(error: &anyhow::Error) -> Exit {
@@ -100,14 +113,11 @@ fn code(error: &anyhow::Error) -> Exit {
         if let Some(coded) = cause.downcast_ref::<Coded>() {
             return coded.exit;
         }
-        if cause.is::<Problems>() {
-            return Exit::Settings;
-        }
-        if cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
-            return Exit::NotPermitted;
+        if let Some(problems) = cause.downcast_ref::<Problems>() {
+            return if problems.iter().any(is_file_denied) { Exit::NotPermitted } else { Exit::Settings };
         }
     }
-    Exit::Internal
+    if is_denied(&**error) { Exit::NotPermitted } else { Exit::Internal }
 }
 
 #[cfg(test)]

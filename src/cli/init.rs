@@ -8,9 +8,8 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 
-use super::{Coded, Context, Exit, doctor::exit_of, out, prepare};
+use super::{Coded, Context, Exit, doctor::exit_of, exit, out, prepare};
 use crate::{
-    doctor::DoctorError,
     durable,
     init::{self, Edge, InitError, Wish},
     settings::{self, Reach, Source, load::SEARCH},
@@ -52,14 +51,14 @@ pub(super) async fn init(context: &Context, args: InitArgs) -> anyhow::Result<Ex
     source.set.extend(args.broker.map(|url| format!("broker.url={url}")));
     // What a file says that is to be written anew does not count.
     let (Reach { broker, .. }, values) = settings::reach(&Source { file: None, search: Vec::new(), ..source.clone() })?;
-    let crew = init::ask(&broker).await.map_err(|error| failed(&error))?;
+    let crew = init::ask(&broker).await.map_err(|error| exit::failed(exit_of(&error), &error))?;
     let wish = Wish { workers: &args.workers, edge: args.edge, host: &context.source.hostname };
     let draft = init::draft(&crew, &broker, &values, &wish, &prepare::user(context)).map_err(|error| {
         // Whoever is to get a task is not there, or not as it would have to be.
         let exit = match error {
             InitError::Nobody { .. } | InitError::Others { .. } | InitError::NoWay { .. } => Exit::Unfit,
         };
-        Coded::new(exit, anyhow::Error::from(error).context("failed to"))
+        exit::failed(exit, &error)
     })?;
     let text = init::text(&draft);
     // As a gate will read it, which has no flags.
@@ -67,7 +66,7 @@ pub(super) async fn init(context: &Context, args: InitArgs) -> anyhow::Result<Ex
     let loaded = settings::load_text(&source, &file, &text).map_err(|problems| {
         anyhow::Error::from(problems).context("failed to make settings that hold of what workers say")
     })?;
-    let found = init::intakes(&loaded.settings).await.map_err(|error| failed(&error))?;
+    let found = init::intakes(&loaded.settings).await.map_err(|error| exit::failed(exit_of(&error), &error))?;
     let is_usual = SEARCH.iter().any(|usual| Path::new(usual) == file) || is_stdout;
     let option = if is_usual { String::new() } else { format!(" --config {}", file.display()) };
     let steps = init::steps(&draft, &option, &found);
@@ -87,9 +86,4 @@ fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     let written =
         folder.map_or(Ok(()), fs::create_dir_all).and_then(|()| durable::replace(file, text.as_bytes(), 0o644));
     written.with_context(|| format!("failed to write {}", file.display()))
-}
-
-fn failed(error: &DoctorError) -> anyhow::Error {
-    let exit = exit_of(error);
-    Coded::new(exit, anyhow!("failed to {}", crate::chain::chain(error))).into()
 }

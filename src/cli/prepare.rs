@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::anyhow;
 
-use super::{Coded, Context, Exit};
+use super::{Coded, Context, Exit, exit};
 use crate::{
     control::key::{Key, KeyError},
     daemon::Setup,
@@ -25,7 +25,7 @@ pub(super) fn setup(context: &Context) -> anyhow::Result<Setup> {
 
 /// Requests cannot be signed, or their signatures not be looked at.
 pub(super) fn unusable(error: &KeyError) -> anyhow::Error {
-    Coded::new(Exit::Settings, anyhow!("failed to {}", crate::chain::chain(error))).into()
+    exit::failed(Exit::Settings, error)
 }
 
 fn key(settings: &Settings) -> anyhow::Result<Option<Key>> {

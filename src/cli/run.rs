@@ -28,6 +28,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<Exit> {
 fn exit(error: &DaemonError) -> Exit {
     match error {
         DaemonError::Broker(fault) => broker_exit(fault.retry(), fault.is_permission()),
+        DaemonError::Listen(error) if exit::is_denied(error) => Exit::NotPermitted,
         DaemonError::State(_) | DaemonError::Listen(_) => Exit::Settings,
         DaemonError::Start(_) | DaemonError::Defect(_) => Exit::Internal,
     }
@@ -46,5 +47,22 @@ pub(super) fn broker_exit(retry: Retry, is_permission: bool) -> Exit {
         _ if is_permission => Exit::NotPermitted,
         Retry::NeedsPerson => Exit::Settings,
         Retry::Soon | Retry::AfterReconnect => Exit::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::report::http::BindError;
+
+    #[test]
+    fn an_address_that_may_not_be_had_is_not_one_that_is_wrong() {
+        let refused = |kind: io::ErrorKind| {
+            exit(&DaemonError::Listen(BindError { address: "127.0.0.1:80".into(), source: kind.into() }))
+        };
+        assert_eq!(refused(io::ErrorKind::PermissionDenied), Exit::NotPermitted);
+        assert_eq!(refused(io::ErrorKind::AddrInUse), Exit::Settings);
     }
 }

@@ -3,11 +3,17 @@
 use std::{
     fs::{self, OpenOptions},
     io::Read,
+    os::unix::fs::PermissionsExt,
     process::Stdio,
 };
 
 use assert_cmd::{Command, assert::Assert};
 use tempfile::TempDir;
+
+use crate::support::{
+    gate::{GATE, can_be_nobody},
+    process,
+};
 
 const RIGHT: &str = r#"
 [broker]
@@ -145,6 +151,42 @@ fn settings_that_cannot_be_used_end_any_command_with_78() {
     assert!(stderr(&assert).contains("environment WORKER_GATE__BROKER__URL: the value is not UTF-8"));
     // A variable that is none of ours may hold anything.
     gate(&folder, &["config", "check"]).env("OTHER", bytes).assert().code(0);
+}
+
+#[test]
+fn a_settings_file_that_may_not_be_read_ends_any_command_with_77() {
+    if !can_be_nobody() {
+        return;
+    }
+    let folder = folder(RIGHT);
+    let file = folder.path().join("worker-gate.toml");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut command = process::command_as(&["--reuid", "nobody", "--clear-groups"], GATE);
+    let output = command.env_clear().args(["config", "check", "--config"]).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(77), "{said}");
+    assert!(said.starts_with(&format!("{}: cannot be opened: Permission denied", file.display())), "{said}");
+}
+
+#[test]
+fn an_audit_log_that_is_not_there_or_cut_off_is_no_internal_error() {
+    let folder = folder(RIGHT);
+    for arguments in [&[][..], &["--verify"], &["--exposed"]] {
+        let mut command = gate(&folder, &["audit", "--set", "gate.state_dir=state"]);
+        let said = stderr(&command.args(arguments).assert().code(78));
+        assert!(said.starts_with("worker-gate: failed to read the audit log: there is none yet at "), "{said}");
+        assert!(said.contains("state/audit.jsonl; gate.state_dir names"), "{said}");
+    }
+    fs::write(folder.path().join("audit.jsonl"), "{\"type\":\"worker-admitted\"}\n{\"type\":\"worker-he").unwrap();
+    let assert = gate(&folder, &["audit", "--set", "gate.state_dir=."]).assert().code(0);
+    assert_eq!(stdout(&assert).lines().count(), 1);
+    assert!(stderr(&assert).starts_with("worker-gate: failed to read the last line, 2, of the audit log "));
+}
+
+#[test]
+fn what_went_wrong_follows_failed_to_without_a_colon() {
+    let assert = gate(&folder(RIGHT), &["doctor"]).env("WORKER_GATE_WORKER_URL", "x").assert().code(64);
+    assert!(stderr(&assert).starts_with("worker-gate: failed to read WORKER_GATE_WORKER_URL: "), "{}", stderr(&assert));
 }
 
 #[test]

@@ -24,8 +24,16 @@ pub struct Entry {
 /// Why a line, or the log, could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
+    /// There is no log.
+    #[error(
+        "read the audit log: there is none yet at {path}; gate.state_dir names its directory, and worker-gate run begins it"
+    )]
+    Missing {
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// The operating system refused.
-    #[error("read the audit log {path} (gate.state_dir): has the gate run, and may this user read the log?")]
+    #[error("read the audit log {path} (gate.state_dir)")]
     Io {
         /// The log.
         path: PathBuf,
@@ -35,6 +43,17 @@ pub enum ReadError {
     /// The line is not a JSON object.
     #[error("read line {line} of the audit log {path}: it is not an entry")]
     NotAnEntry {
+        /// The log.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+    },
+    /// The last line does not end, and is no JSON object. That says nothing against those above it.
+    #[error(
+        "read the last line, {line}, of the audit log {path}: it is cut off; it is being written, or was when the gate or the \
+         machine stopped"
+    )]
+    CutOff {
         /// The log.
         path: PathBuf,
         /// Counted from 1.
@@ -63,6 +82,7 @@ impl Iterator for Entries {
         };
         Some(match serde_json::from_slice(&bytes) {
             Ok(fields) => Ok(Entry { line, fields }),
+            Err(_) if !bytes.ends_with(b"\n") => Err(ReadError::CutOff { path: self.lines.path.clone(), line }),
             Err(_) => Err(ReadError::NotAnEntry { path: self.lines.path.clone(), line }),
         })
     }
@@ -187,6 +207,7 @@ impl Lines {
         let path = path.to_owned();
         match regular::open(&path) {
             Ok(file) => Ok(Self { path, file: BufReader::new(file), line: 0, failed: false }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ReadError::Missing { path }),
             Err(source) => Err(ReadError::Io { path, source }),
         }
     }
