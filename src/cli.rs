@@ -89,7 +89,7 @@ pub enum Command {
     /// Read the audit log
     Audit {
         /// Verify its hash chain instead; 1 if it is broken
-        #[arg(long)]
+        #[arg(long, conflicts_with = "worker")]
         verify: bool,
         /// Only entries of this worker
         #[arg(long, value_name = "W")]
@@ -138,7 +138,7 @@ pub struct DoctorArgs {
 #[derive(Debug, Subcommand)]
 pub enum ProfileCommand {
     /// Its state, hashes and enforced keys
-    Show(WorkerArgs),
+    Show(ShowArgs),
     /// What apply would change
     Diff(WorkerArgs),
     /// Merge the enforced keys, and keep every other byte
@@ -151,9 +151,16 @@ pub struct WorkerArgs {
     /// Only the profile of this worker [default: of all]
     #[arg(long, value_name = "W")]
     pub worker: Option<String>,
-    /// For `show`: JSON
+}
+
+/// What is shown, and how.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    worker: WorkerArgs,
+    /// JSON
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 /// `config …`
@@ -331,7 +338,9 @@ fn profile_command(context: &Context, command: &ProfileCommand) -> anyhow::Resul
         out::text("no profile: profile.path is empty in the settings\n")?;
         return Ok(Exit::Done);
     };
-    let (ProfileCommand::Show(args) | ProfileCommand::Diff(args) | ProfileCommand::Apply(args)) = command;
+    let (ProfileCommand::Show(ShowArgs { worker: args, .. })
+    | ProfileCommand::Diff(args)
+    | ProfileCommand::Apply(args)) = command;
     let asked = profile::Command {
         identities: &identities,
         worker: args.worker.as_deref(),

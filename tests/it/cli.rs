@@ -62,6 +62,11 @@ fn wrong_usage_ends_with_64_and_help_with_0() {
         &["config", "show", "--set"],
         &["--config", "a", "config", "show", "--config", "b"],
         &["completions", "no-such-shell"],
+        // A flag that would be ignored.
+        &["profile", "diff", "--json"],
+        &["profile", "apply", "--json"],
+        &["audit", "--verify", "--worker", "codex-0"],
+        &["audit", "--verify", "--exposed"],
         &["events", "--since", "5"],
         // RabbitMQ has no past.
         &["events", "--since", "10m"],

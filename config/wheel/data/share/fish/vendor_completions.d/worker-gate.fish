@@ -61,17 +61,15 @@ complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and not
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from show" -l worker -d 'Only the profile of this worker [default: of all]' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from show" -l config -d 'The settings file [default: /etc/worker-gate/worker-gate.toml, then ./worker-gate.toml]' -r -F
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from show" -l set -d 'One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often' -r
-complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from show" -l json -d 'For `show`: JSON'
+complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from show" -l json -d 'JSON'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from diff" -l worker -d 'Only the profile of this worker [default: of all]' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from diff" -l config -d 'The settings file [default: /etc/worker-gate/worker-gate.toml, then ./worker-gate.toml]' -r -F
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from diff" -l set -d 'One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often' -r
-complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from diff" -l json -d 'For `show`: JSON'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from diff" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from apply" -l worker -d 'Only the profile of this worker [default: of all]' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from apply" -l config -d 'The settings file [default: /etc/worker-gate/worker-gate.toml, then ./worker-gate.toml]' -r -F
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from apply" -l set -d 'One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often' -r
-complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from apply" -l json -d 'For `show`: JSON'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from apply" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from help" -f -a "show" -d 'Its state, hashes and enforced keys'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand profile; and __fish_seen_subcommand_from help" -f -a "diff" -d 'What apply would change'
