@@ -49,7 +49,7 @@ pub struct OrderArgs {
     /// How many workers you mean. Wanted where names are not written out, unless you are asked at a terminal
     #[arg(long, value_name = "N")]
     count: Option<usize>,
-    /// Why; it stands in the audit log and in status
+    /// Why; it stands in the audit log, and of a hold in status
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
     /// One JSON array with what became of it

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use super::*;
 use crate::clock;
@@ -78,7 +81,13 @@ impl Scene {
         let touched = touched.unwrap_or_else(|_| panic!("no notice of: {what}"));
         assert!(touched.at > before, "a notice from before: {what}");
         self.be_still().await;
-        assert_eq!(self.subject.unwatched(), None, "{what}");
+        let watched = async {
+            while self.subject.unwatched().is_some() {
+                sleep(STILL).await;
+            }
+        };
+        let watched = timeout(SOON, watched).await;
+        assert!(watched.is_ok(), "{what}: {:?}", self.subject.unwatched());
     }
 
     /// A watch that is lost by the first change misses the second.

@@ -194,7 +194,8 @@ impl<'a> Trial<'a> {
     /// Whatever came of a change, it began with a shut edge, because what was proven was void.
     fn shut_first(&self, facts: &[Fact]) {
         let name = self.tool.name;
-        let first = facts.iter().find(|fact| fact.kind() != "worker-health-check").unwrap();
+        let first =
+            facts.iter().find(|fact| !["worker-health-check", "gate-heartbeat"].contains(&fact.kind())).unwrap();
         assert_eq!((first.kind(), &first.body["edge"]), ("worker-quarantined", &Value::from("shut")), "{name}");
         let reason = &first.body["reason"];
         assert_eq!(reason["code"], "tool_changed", "{name}: {reason}");

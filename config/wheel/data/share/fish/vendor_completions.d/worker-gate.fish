@@ -83,7 +83,7 @@ complete -c worker-gate -n "__fish_worker_gate_using_subcommand status" -l watch
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand status" -l quarantined -d 'Only workers that are quarantined'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand status" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l count -d 'How many workers you mean. Wanted where names are not written out, unless you are asked at a terminal' -r
-complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l reason -d 'Why; it stands in the audit log and in status' -r
+complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l reason -d 'Why; it stands in the audit log, and of a hold in status' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l for -d 'The hold ends by itself after this time, such as 30m' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l config -d 'The settings file [default: /etc/worker-gate/worker-gate.toml, then ./worker-gate.toml]' -r -F
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l set -d 'One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often' -r
@@ -91,14 +91,14 @@ complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l all -d 
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -l json -d 'One JSON array with what became of it'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand hold" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -l count -d 'How many workers you mean. Wanted where names are not written out, unless you are asked at a terminal' -r
-complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -l reason -d 'Why; it stands in the audit log and in status' -r
+complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -l reason -d 'Why; it stands in the audit log, and of a hold in status' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -l config -d 'The settings file [default: /etc/worker-gate/worker-gate.toml, then ./worker-gate.toml]' -r -F
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -l set -d 'One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -l all -d 'Every worker of every gate on this broker'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -l json -d 'One JSON array with what became of it'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand release" -s h -l help -d 'Print help'
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand recheck" -l count -d 'How many workers you mean. Wanted where names are not written out, unless you are asked at a terminal' -r
-complete -c worker-gate -n "__fish_worker_gate_using_subcommand recheck" -l reason -d 'Why; it stands in the audit log and in status' -r
+complete -c worker-gate -n "__fish_worker_gate_using_subcommand recheck" -l reason -d 'Why; it stands in the audit log, and of a hold in status' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand recheck" -l config -d 'The settings file [default: /etc/worker-gate/worker-gate.toml, then ./worker-gate.toml]' -r -F
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand recheck" -l set -d 'One setting, such as broker.heartbeat=5s; text is written bare, all else as in TOML. Can be given often' -r
 complete -c worker-gate -n "__fish_worker_gate_using_subcommand recheck" -l all -d 'Every worker of every gate on this broker'
