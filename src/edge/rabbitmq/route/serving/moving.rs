@@ -17,7 +17,7 @@ use super::{LOOK, Serving};
 use crate::{
     edge::{
         celery::Command,
-        fault::Fault,
+        fault::{Fault, is_refusal},
         rabbitmq::{
             remote::{self, Sent},
             route::{
@@ -87,14 +87,30 @@ impl Serving<'_> {
         if *self.deaf == Deaf::No {
             return Ok(());
         }
-        if self.links.consumed.others(&self.control, &self.names.lane).await?.consumers == 0 {
-            *self.deaf = Deaf::Perhaps;
-            self.command(Command::AddConsumer);
-        } else if *self.deaf == Deaf::Perhaps {
-            *self.deaf = Deaf::No;
+        match self.consumers().await? {
+            Some(0) => {
+                *self.deaf = Deaf::Perhaps;
+                self.command(Command::AddConsumer);
+            }
+            Some(_) if *self.deaf == Deaf::Perhaps => *self.deaf = Deaf::No,
+            // Whoever declares a lane again that is gone consumes it, too.
+            Some(_) | None => {}
         }
         self.hear_at = Instant::now() + self.opened.elapsed().clamp(HEAR, LOOK);
         Ok(())
+    }
+
+    /// How many consume the lane besides the gate; `None` if somebody has deleted it.
+    async fn consumers(&self) -> Result<Option<u32>, Fault> {
+        // A channel of its own, because a lane that is not there ends it.
+        let channel = topology::open(&self.links.control).await?;
+        match self.links.consumed.others(&channel, &self.names.lane).await {
+            Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(None),
+            others => {
+                let _ = channel.close(200, "done".into()).await;
+                Ok(Some(others?.consumers))
+            }
+        }
     }
 
     /// Tells the worker to consume its lane no more. It is no part of a shut: Celery consumes nothing after its next reconnect until
