@@ -8,7 +8,13 @@ use crate::{
     daemon::{self, DaemonError, Load},
 };
 
+/// From so many bytes on an allocation is a mapping of its own: glibc's default (mallopt(3)).
+#[cfg(target_env = "gnu")]
+const MAPPED: nix::libc::c_int = 128 * 1024;
+
 pub(super) async fn run(context: &Context) -> anyhow::Result<Exit> {
+    #[cfg(target_env = "gnu")]
+    keep_memory_small();
     let setup = prepare::setup(context)?;
     let load: Load = {
         let context = context.clone();
@@ -23,6 +29,17 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<Exit> {
             Err(Coded::new(exit, anyhow::anyhow!("failed to {chain}{remedy}")).into())
         }
     }
+}
+
+/// Keeps glibc from raising that limit. It does so when a mapping is given back, and each connection of lapin's has two buffers of
+/// 4 MiB (io_loop.rs, `FRAMES_STORAGE`) of which it uses a few KB: mapped they cost no more than that, but those of the next
+/// connection would be taken from the heap, and filled with zeros.
+#[cfg(target_env = "gnu")]
+fn keep_memory_small() {
+    #[expect(unsafe_code, reason = "nix has no call for it, and what it sets is a number of the allocator's")]
+    // SAFETY: it takes two numbers, and locks what it changes.
+    let is_set = unsafe { nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, MAPPED) } == 1;
+    debug_assert!(is_set);
 }
 
 fn exit(error: &DaemonError) -> Exit {

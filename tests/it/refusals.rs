@@ -54,7 +54,7 @@ fn refusal(host: &Host, settings: &str, code: i32, bound: Duration) -> Refusal {
     let begin = Instant::now();
     let (ended, log) = host.start(settings).end(bound);
     // The log goes on over all starts on one host.
-    let log = log[log.rfind("cli::run: worker-gate ").unwrap_or_default()..].to_owned();
+    let log = log[log.rfind("daemon: worker-gate ").unwrap_or_default()..].to_owned();
     let lines: Vec<_> = log.lines().filter(|line| line.starts_with("worker-gate: ")).collect();
     assert_eq!(lines.len(), 1, "one line says why:\n{}", tail(&log));
     assert_eq!(log.lines().last(), lines.first().copied(), "and it is the last:\n{}", tail(&log));
