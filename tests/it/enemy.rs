@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs::File,
     io::{ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     time::Duration,
@@ -357,29 +357,6 @@ fn a_log_that_nobody_reads_holds_up_neither_the_gate_nor_its_end() {
     gate.wait_until(SOON, LANE, "quarantined");
     assert_eq!(gate.get("/healthz").unwrap().0, 200);
     assert!(gate.stop().success());
-}
-
-#[test]
-fn connections_that_were_lost_leave_no_memory_behind() {
-    /// One of lapin's buffers.
-    const BUFFER: u64 = 4096;
-    let (vhost, host) = (vhost(), Host::new("memory"));
-    let proxy = Proxy::to(vhost.broker().port());
-    let gate = host.start(&host.settings(&vhost.url_as("guest", "guest", proxy.port()), LANE));
-    gate.wait_until(SOON, LANE, "admitted");
-    let anonymous = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", gate.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
-    };
-    let before = anonymous();
-    for times in 1..=3 {
-        proxy.cut();
-        until(SOON, "the loss is told", || gate.log().matches("lost the connection").count() >= times);
-        gate.wait_until(SOON, LANE, "admitted");
-    }
-    let after = anonymous();
-    assert!(after < before + BUFFER, "{before} kB have become {after} kB");
 }
 
 #[test]
