@@ -32,6 +32,7 @@
 //! - No check is defined over a network, and none goes through a shell.
 
 pub mod amqp;
+mod brief;
 pub mod chain;
 pub mod cli;
 pub mod clock;

@@ -11,6 +11,7 @@ use super::{
     version,
 };
 use crate::{
+    brief::beginning,
     identity::Identity,
     model::{CheckResult, CheckStatus, Failure, Outcome},
     secret::{Redactor, Secret},
@@ -139,10 +140,8 @@ impl Says<'_> {
     fn typed(&self) -> String {
         let words: Vec<String> = self.own.redact_words(self.argv).iter().map(|word| quoted(word)).collect();
         let typed = single_line(&self.own.redact(&words.join(" ")));
-        match (0..=TYPED).rev().find(|end| typed.is_char_boundary(*end)) {
-            Some(end) if end < typed.len() => format!("{}\u{2026}", &typed[..end]),
-            Some(_) | None => typed,
-        }
+        let shown = beginning(&typed, TYPED);
+        if shown.len() < typed.len() { format!("{shown}\u{2026}") } else { typed }
     }
 
     /// How to see the failure for oneself: the same command as the same user with the same home and PATH.

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use serde_json::json;
 use toml_edit::{Item, TableLike};
 
+use crate::brief::beginning;
+
 /// A string value longer than this is not shown: what someone pasted by mistake may be a secret.
 const SHOWN_CHARS: usize = 32;
 
@@ -31,12 +33,6 @@ pub(super) fn dotted_briefly<S: AsRef<str>>(parts: &[S], most: usize) -> String 
         name.push('\u{2026}');
     }
     name
-}
-
-/// At most so many bytes of the text.
-fn beginning(text: &str, most: usize) -> &str {
-    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or_default()]
 }
 
 fn key(part: &str) -> String {

@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use super::{Event, field, reason};
+use crate::brief::beginning;
 
 /// From TERM to KILL, for programs that want to put something in order.
 const GRACE: Duration = Duration::from_secs(5);
@@ -199,8 +200,7 @@ fn variables(event: &Event) -> [(&'static str, String); 11] {
 /// A value that a program can be started with.
 fn fit(value: String) -> String {
     let mut value = if value.contains('\0') { value.replace('\0', "\u{fffd}") } else { value };
-    let end = (0..=LONGEST.min(value.len())).rev().find(|end| value.is_char_boundary(*end)).unwrap_or_default();
-    value.truncate(end);
+    value.truncate(beginning(&value, LONGEST).len());
     value
 }
 
