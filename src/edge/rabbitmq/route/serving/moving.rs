@@ -82,7 +82,8 @@ impl Serving<'_> {
     }
 
     /// Sees to it that the worker consumes its lane, if it may have been told to stop. One that is away does not hear it, and needs
-    /// not: it consumes when it comes, unless it had stopped and only its link was lost. So it is looked again, less and less often.
+    /// not: it consumes when it comes, unless it had stopped and only its link was lost. So it is looked again: less and less often
+    /// until it has stopped, as it was told to, and now and then until it goes on.
     pub(super) async fn wake(&mut self) -> Result<(), Fault> {
         if *self.deaf == Deaf::No {
             return Ok(());
@@ -96,7 +97,13 @@ impl Serving<'_> {
             // Whoever declares a lane again that is gone consumes it, too.
             Some(_) | None => {}
         }
-        self.hear_at = Instant::now() + self.opened.elapsed().clamp(HEAR, LOOK);
+        self.hear_at = Instant::now()
+            + match (self.opened.elapsed(), *self.deaf) {
+                (since, Deaf::Soon) => since.clamp(HEAR, LOOK),
+                (since, _) if since < HEAR => HEAR,
+                // It may be away for long, and each look has its price.
+                _ => LOOK,
+            };
         Ok(())
     }
 
