@@ -246,6 +246,8 @@ fn of_two_operators_the_last_one_counts_and_both_are_told(kind: Kind) {
     assert_eq!(record["hold"].get("until").unwrap_or(&Value::Null), &Value::Null, "{record}");
     assert_eq!(command(&field, &["release", &worker, "--reason", "enough"]).0, 0);
     gate.wait_until(SOON, &worker, "admitted");
+    // The audit log has it a moment after the gate's HTTP answers.
+    until(SOON, "the second admission is in the audit log", || audited(field.host(0), "worker-admitted").len() >= 2);
     let told = audited(field.host(0), "worker-command");
     let reasons: Vec<_> = told.iter().map(|event| event["command"]["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, ["mine", "no, mine", "enough"]);
