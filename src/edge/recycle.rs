@@ -36,8 +36,8 @@ pub(super) trait Hands: Send + Sync {
     /// The process that the worker's own events name. Ends with the first one.
     fn process(&self) -> impl Future<Output = Result<u32, Fault>> + Send;
 
-    /// Whether the worker consumes its lane.
-    fn consumes(&self) -> impl Future<Output = Result<bool, Fault>> + Send;
+    /// Whether the worker consumes its lane; `None` if that cannot be told just now.
+    fn consumes(&self) -> impl Future<Output = Option<bool>> + Send;
 }
 
 /// Begins, apart and in its own time, once the worker has said what it has (`answered`). Reports what becomes of it, the last
@@ -70,7 +70,7 @@ pub(super) fn begin(
 /// How the worker was made to stop consuming, and how long that took; or why it was not.
 async fn stop(hands: &impl Hands, worker: &WorkerName, user: Option<&str>) -> Result<(String, Duration), String> {
     let begin = Instant::now();
-    if !hands.consumes().await.unwrap_or(true) {
+    if hands.consumes().await == Some(false) {
         return Err("nobody consumes its lane; it is away".to_owned());
     }
     // Listened for from the start: once it shuts down it tells nothing more.
@@ -112,13 +112,14 @@ async fn stop(hands: &impl Hands, worker: &WorkerName, user: Option<&str>) -> Re
     Err(format!("{why}, nor within {} s of SIGTERM to process {pid}", OBEYS.as_secs()))
 }
 
-/// Waits until the worker consumes, or does not. Twice in a row, because the gate's own consumers come and go.
+/// Waits until the worker consumes, or does not. Twice in a row, because a look may fall into a moment in which the worker takes up
+/// a new link.
 async fn until(hands: &impl Hands, consumes: bool, limit: Option<Duration>) -> bool {
     let (begin, mut seen) = (Instant::now(), 0);
     loop {
         match hands.consumes().await {
-            Ok(found) if found == consumes => seen += 1,
-            Ok(_) | Err(_) => seen = 0,
+            Some(found) if found == consumes => seen += 1,
+            Some(_) | None => seen = 0,
         }
         if seen == 2 {
             return true;
@@ -127,5 +128,54 @@ async fn until(hands: &impl Hands, consumes: bool, limit: Option<Duration>) -> b
             return false;
         }
         sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    };
+
+    use super::*;
+
+    /// A worker of which each look says the next of these, and after them that it is away.
+    struct Seen {
+        looks: Mutex<Vec<Option<bool>>>,
+        asked: AtomicBool,
+    }
+
+    impl Hands for Seen {
+        async fn shut_down(&self) -> Result<bool, Fault> {
+            self.asked.store(true, Relaxed);
+            Ok(true)
+        }
+
+        async fn process(&self) -> Result<u32, Fault> {
+            std::future::pending().await
+        }
+
+        async fn consumes(&self) -> Option<bool> {
+            let mut looks = self.looks.lock().unwrap();
+            if looks.is_empty() { Some(false) } else { looks.remove(0) }
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_worker_that_is_surely_away_is_not_asked() {
+        for (first, is_asked) in [(Some(true), true), (None, true), (Some(false), false)] {
+            let seen = Seen { looks: Mutex::new(vec![first]), asked: AtomicBool::new(false) };
+            let stopped = stop(&seen, &WorkerName::new("codex-0@host"), None).await;
+            assert_eq!((stopped.is_ok(), seen.asked.load(Relaxed)), (is_asked, is_asked), "{first:?}: {stopped:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_told_is_looked_at_again() {
+        let looks = Mutex::new(vec![Some(false), None, Some(false), Some(true), Some(false)]);
+        let seen = Seen { looks, asked: AtomicBool::new(false) };
+        assert!(until(&seen, false, None).await);
+        assert!(seen.looks.lock().unwrap().is_empty());
     }
 }

@@ -36,11 +36,9 @@ impl Hands for Recycling {
         }
     }
 
-    async fn consumes(&self) -> Result<bool, Fault> {
-        Ok(match self.remote.consumes(&self.worker, &self.lane).await {
-            Some(consumes) => consumes,
-            // Remote control may be off. A worker that shuts down says so in an event.
-            None => self.feeder.is_heard(&self.worker),
-        })
+    async fn consumes(&self) -> Option<bool> {
+        let consumes = self.remote.consumes(&self.worker, &self.lane).await;
+        // Remote control may be off. A worker that shuts down says so in an event.
+        consumes.or_else(|| Some(self.feeder.is_heard(&self.worker)))
     }
 }

@@ -81,6 +81,15 @@ impl<'a> Container<'a> {
     }
 }
 
+/// A test that fails shows what its gates have said.
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the gate of {}:\n{}", self.name(), tail(&self.gate.output()));
+        }
+    }
+}
+
 #[test]
 fn on_rabbitmq_an_edited_config_shuts_out_one_worker_and_its_tasks_wait_until_it_is_mended() {
     let vhost = vhost();

@@ -52,8 +52,8 @@ pub(super) struct Ears {
 pub(super) struct Ear {
     channel: Channel,
     window: u16,
-    /// For `doctor`, which else could not tell this consumer from one that is no gate.
-    _consuming: Consuming,
+    /// So that this consumer can be told from a worker, and from one that is no gate.
+    consuming: Consuming,
     /// The gate's, for a spare one.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -75,10 +75,11 @@ impl Ear {
             arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
         }
         // Before the broker counts it: a gate's own consumer must never look like a worker.
-        let consuming = links.consumed.begin(queue.as_str());
+        let mut consuming = links.consumed.begin(queue.as_str());
         let (tag, options) = (ShortString::default(), BasicConsumeOptions::default());
         let consumer = within("consume", channel.basic_consume(queue.clone(), tag, options, arguments)).await?;
-        Ok((Self { channel, window, _consuming: consuming, _permit: permit }, consumer))
+        consuming.has_begun();
+        Ok((Self { channel, window, consuming, _permit: permit }, consumer))
     }
 }
 
@@ -163,7 +164,8 @@ impl Ears {
     }
 
     /// Consumes no more, and puts back what was not acked.
-    pub(super) async fn close(self) {
+    pub(super) async fn close(mut self) {
+        self.all.iter_mut().for_each(|ear| ear.consuming.ends());
         join_all(self.all.iter().map(|ear| within("stop consuming", ear.channel.close(200, "done".into())))).await;
     }
 }

@@ -164,11 +164,11 @@ impl Feeding {
         let window = room.min(WINDOW);
         let qos = u16::try_from(window).unwrap_or(u16::MAX);
         within("consume the intake", self.consume.basic_qos(qos, BasicQosOptions::default())).await?;
+        let _consuming = self.links.consumed.begin(self.shared.as_str());
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consuming = self.consume.basic_consume(self.shared.clone(), ShortString::default(), options, arguments);
         let mut consumer = within("consume the intake", consuming).await?;
         failpoint::hit(Point::FeedConsuming);
-        let _consuming = self.links.consumed.begin(self.shared.as_str());
         let mut lane = Lane { waiting: 0, consumers: 1, and_we: false, seen: Instant::now() };
         let mut hand = Hand::default();
         // A worker that goes while nothing comes is to be missed all the same.
@@ -331,7 +331,8 @@ impl Feeding {
     }
 
     async fn lane(&self) -> Result<Lane, Fault> {
-        let Others { waiting, consumers, and_we } = self.links.consumed.others(&self.look, &self.names.lane).await?;
+        let Others { waiting, consumers, and_we, .. } =
+            self.links.consumed.others(&self.look, &self.names.lane).await?;
         Ok(Lane { waiting, consumers, and_we, seen: Instant::now() })
     }
 
