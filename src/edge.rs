@@ -13,7 +13,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::sleep,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 mod bypass;
 pub(crate) mod celery;
@@ -88,12 +88,14 @@ impl<L> Ends<L> {
 }
 
 /// What outlives one ownership.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub struct Memory {
     /// Whether the edge has worked, or the gate runs on in spite of it.
     worked: bool,
     /// How often in a row another gate was found to own the worker.
     owned_by_others: u32,
+    /// Makes the worker start anew, and tells what becomes of it.
+    recycling: Option<AbortOnDropHandle<()>>,
 }
 
 impl Memory {

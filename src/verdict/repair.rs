@@ -11,6 +11,8 @@ use crate::model::{Failure, Mono, ProfileReport, Reason};
 const UNDONE: usize = 3;
 /// How long an undoing is remembered.
 const WINDOW: Duration = Duration::from_secs(600);
+/// Until what could not be mended is tried again, unless it changes before.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// The repairs of one worker's profile.
 #[derive(Debug, Default)]
@@ -22,12 +24,28 @@ pub(super) struct Repairs {
     /// The keys that somebody else keeps undoing.
     fight: Vec<String>,
     failure: Option<Failure>,
+    /// The last one, and what it was to mend.
+    last: Option<Last>,
+}
+
+/// A repair, and the profile before it.
+#[derive(Debug)]
+struct Last {
+    config_hash: Option<String>,
+    problem: Option<Failure>,
+    ended: Mono,
+}
+
+impl Last {
+    fn is_of(&self, report: &ProfileReport) -> bool {
+        self.config_hash == report.config_hash && self.problem == report.problem
+    }
 }
 
 impl Repairs {
     /// A profile was seen that is not as it must be. True if it is to be mended now.
     pub(super) fn drifted(&mut self, now: Mono, report: &ProfileReport) -> bool {
-        if self.asked || !self.fight.is_empty() {
+        if self.asked || !self.fight.is_empty() || self.is_in_vain(now, report) {
             return false;
         }
         for times in self.mended.values_mut() {
@@ -45,12 +63,32 @@ impl Repairs {
             self.mended.entry(key.clone()).or_default().push_back(now);
         }
         self.asked = true;
+        self.last = Some(Last { config_hash: report.config_hash.clone(), problem: report.problem.clone(), ended: now });
         true
     }
 
-    /// The repair that was asked for has ended.
-    pub(super) fn ended(&mut self, outcome: &Result<(), Failure>) {
+    /// Whether what could not be mended is to be tried again now, although nothing new was seen of it.
+    pub(super) fn again(&mut self, now: Mono, report: &ProfileReport) -> bool {
+        self.failure.is_some() && self.drifted(now, report)
+    }
+
+    /// Whether a repair of the same has just failed, or changed nothing where no key is wrong.
+    fn is_in_vain(&self, now: Mono, report: &ProfileReport) -> bool {
+        let is_early = self.last.as_ref().is_some_and(|last| last.is_of(report) && now.since(last.ended) < PAUSE);
+        is_early && (self.failure.is_some() || report.wrong.is_empty())
+    }
+
+    /// Nobody answers any more who was asked for a repair.
+    pub(super) fn forget_request(&mut self) {
         self.asked = false;
+    }
+
+    /// The repair that was asked for has ended.
+    pub(super) fn ended(&mut self, now: Mono, outcome: &Result<(), Failure>) {
+        self.asked = false;
+        if let Some(last) = &mut self.last {
+            last.ended = now;
+        }
         self.failure = outcome.as_ref().err().cloned();
         if self.failure.is_some() {
             // Nobody has undone what was never done.

@@ -172,7 +172,7 @@ impl Worker {
                 self.tell_profile(now, before.as_ref(), report, policy, step);
             }
             Finding::Repair(outcome) => {
-                self.repairs.ended(outcome);
+                self.repairs.ended(now.mono, outcome);
                 self.settle(now, observed.seen, policy, step);
             }
         }
@@ -247,6 +247,12 @@ impl Worker {
     }
 
     pub(super) fn tick(&mut self, now: Now, policy: &Policy, step: &mut Step) {
+        let drifted = self.profile.last().filter(|report| report.state != ProfileState::Managed);
+        if let Some(report) = drifted.filter(|_| policy.repair && self.owned().is_some())
+            && self.repairs.again(now.mono, report)
+        {
+            step.repair.insert(self.identity);
+        }
         self.settle(now, now.mono, policy, step);
         self.tell_bypasses(now, policy, step);
         if self.pending.as_ref().is_some_and(|pending| now.mono >= pending.tell_at) {
@@ -270,6 +276,7 @@ impl Worker {
     ) {
         let is_other = member.identity != self.identity;
         (self.identity, self.intake) = (member.identity, member.intake);
+        self.repairs.forget_request();
         self.checks.retain(|name, _| policy.checks.contains_key(name));
         for name in policy.checks.keys() {
             let is_new = !self.checks.contains_key(name);

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::support::{
     celery::App,
     facts::Facts,
-    gate::{GATE, Host, MANAGED},
+    gate::{GATE, Host, MANAGED, patient},
     process,
     proxy::Proxy,
     rabbitmq::Broker,
@@ -36,7 +36,7 @@ fn numbers(count: usize) -> impl Iterator<Item = String> {
 fn a_backlog_that_takes_long_to_move_is_neither_a_bypass_nor_taken_nor_held_while_open() {
     const MANY: u32 = 60_000;
     let (vhost, host) = (vhost(), Host::new("backlog"));
-    let gate = host.start(&host.settings(&vhost.url(), LANE));
+    let gate = host.start(&patient(&host.settings(&vhost.url(), LANE)));
     gate.wait_until(SOON, LANE, "admitted");
     for _ in 0..6 {
         vhost.publish("codex", LANE, numbers(MANY as usize / 6));
@@ -197,12 +197,32 @@ fn an_alarm_delays_moving_and_shuts_no_other_edge() {
 }
 
 #[test]
+fn a_gate_that_starts_in_an_alarm_keeps_the_lane_to_itself_for_as_long_as_that_lasts() {
+    let (vhost, host) = (Vhost::on(Broker::fresh()), Host::new("alarm-start"));
+    let settings = host.settings(&vhost.url(), LANE);
+    let gate = host.start(&settings);
+    gate.wait_until(SOON, LANE, "admitted");
+    assert!(gate.stop().success());
+    vhost.publish("", LANE, numbers(400));
+    vhost.broker().memory_alarm(true);
+    let gate = host.start(&settings);
+    until(SOON, "it cannot prove its way", || gate.log().contains("RabbitMQ takes none"));
+    assert!(vhost.is_intercepted(LANE));
+    let worker = vhost.consume(LANE);
+    throughout(Duration::from_secs(15), "the worker has nothing", || worker.count() == 0);
+    vhost.broker().memory_alarm(false);
+    gate.wait_until(SOON, LANE, "admitted");
+    until(SOON, "it has all of them", || worker.count() == 400);
+    assert!(gate.stop().success());
+}
+
+#[test]
 fn a_worker_that_was_told_to_stop_consuming_consumes_again_after_a_lost_link() {
     const MANY: usize = 15_000;
     let (vhost, host) = (vhost(), Host::new("deaf"));
     let app = App::new(&vhost.url(), "codex", LANE);
     let proxy = Proxy::to(vhost.broker().port());
-    let gate = host.start(&host.settings(&vhost.url_as("guest", "guest", proxy.port()), LANE));
+    let gate = host.start(&patient(&host.settings(&vhost.url_as("guest", "guest", proxy.port()), LANE)));
     gate.wait_until(SOON, LANE, "admitted");
     let worker = app.worker(LANE, LANE, &["-c", "1"]);
     // Nothing that Celery could run, but it has to be told so one by one.

@@ -125,9 +125,8 @@ pub(super) async fn read(links: &Links, worker: &WorkerName) -> Result<Kept, Fau
     };
     let mut kept = Kept::default();
     if waiting > 0 {
-        let (tag, options) = (ShortString::default(), BasicConsumeOptions::default());
-        let consume = channel.basic_consume(queue, tag, options, FieldTable::default());
-        let mut messages = within(doing, consume).await?.take(waiting as usize);
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let mut messages = wire::consume(&channel, queue, options, none, doing).await?.take(waiting as usize);
         while let Ok(Some(Ok(message))) = timeout_at(until, messages.next()).await {
             kept.messages.push(message.data);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use lapin::types::ShortString;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::{
     links::Links,
@@ -15,6 +16,7 @@ use crate::{
     edge::{
         celery::{self, Command},
         fault::Fault,
+        links::LinkState,
         recycle::Hands,
     },
     model::WorkerName,
@@ -23,19 +25,29 @@ use crate::{
 /// One worker's.
 #[derive(Debug)]
 pub(super) struct Recycling {
-    pub(super) links: Arc<Links>,
+    /// Those that there are at the time: starting anew may take longer than a link lasts.
+    pub(super) links: watch::Receiver<LinkState<Links>>,
     pub(super) worker: WorkerName,
     pub(super) lane: ShortString,
 }
 
+impl Recycling {
+    fn links(&self) -> Result<Arc<Links>, Fault> {
+        match &*self.links.borrow() {
+            LinkState::Up(links) => Ok(Arc::clone(links)),
+            LinkState::Down(_) => Err(Fault::LinkDown),
+        }
+    }
+}
+
 impl Hands for Recycling {
     async fn shut_down(&self) -> Result<bool, Fault> {
-        let sent = remote::send(&self.links, &self.worker, self.lane.as_str(), Command::Shutdown).await?;
+        let sent = remote::send(&*self.links()?, &self.worker, self.lane.as_str(), Command::Shutdown).await?;
         Ok(sent == Sent::Delivered)
     }
 
     async fn process(&self) -> Result<u32, Fault> {
-        let channel = wire::open(&self.links.moves).await?;
+        let channel = wire::open(&self.links()?.moves).await?;
         let mut events = wire::hear_heartbeats(&channel).await?;
         let node = celery::node(&self.worker);
         let pid = loop {
@@ -51,8 +63,9 @@ impl Hands for Recycling {
     }
 
     async fn consumes(&self) -> Option<bool> {
-        let channel = wire::open(&self.links.control).await.ok()?;
-        let lane = self.links.consumed.others(&channel, &self.lane).await.ok()?;
+        let links = self.links().ok()?;
+        let channel = wire::open(&links.control).await.ok()?;
+        let lane = links.consumed.others(&channel, &self.lane).await.ok()?;
         let _ = channel.close(200, "done".into()).await;
         // The gate's own consumers come and go.
         if lane.consumers > 0 { Some(true) } else { (lane.at_most == 0).then_some(false) }

@@ -68,14 +68,30 @@ pub(crate) async fn count_if_there(link: &Link, queue: &ShortString) -> Result<O
     }
 }
 
+/// Consumes a queue. In a task of its own, because whoever waits for it may turn to something else: lapin forgets a consumer whose
+/// making is given up half way, and the broker would give it messages for ever. One that nobody wants any more ends.
+pub(crate) async fn consume(
+    channel: &Channel,
+    queue: ShortString,
+    options: BasicConsumeOptions,
+    arguments: FieldTable,
+    doing: &str,
+) -> Result<Consumer, Fault> {
+    let (channel, doing) = (channel.clone(), doing.to_owned());
+    let making = tokio::spawn(async move {
+        within(&doing, channel.basic_consume(queue, ShortString::default(), options, arguments)).await
+    });
+    making.await.unwrap_or_else(|panic| Err(Fault::Silent { doing: format!("consume ({panic})") }))
+}
+
 /// A queue of this connection's own, and what comes to it.
 pub(crate) async fn listen(channel: &Channel, doing: &str) -> Result<(ShortString, Consumer), Fault> {
     let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     let declare = channel.queue_declare(ShortString::default(), own, FieldTable::default());
     let queue = within(doing, declare).await?.name().clone();
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let consume = channel.basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default());
-    Ok((queue, within(doing, consume).await?))
+    let consumer = consume(channel, queue.clone(), options, FieldTable::default(), doing).await?;
+    Ok((queue, consumer))
 }
 
 /// The same for answers of Celery's workers, which they publish to the exchange that Celery has for it, with the queue's name

@@ -74,7 +74,8 @@ impl Feed {
         let value = self.own(links, &keys, &mut connection).await?;
         failpoint::hit(Point::RedisOwned);
         let binding = self.binding(links);
-        let mut serving = Serving { edge: self, links, keys, value, connection, open: false, recycling: None };
+        let recycling = &mut memory.recycling;
+        let mut serving = Serving { edge: self, links, keys, value, connection, open: false, recycling };
         // Start shut: what an earlier owner fed and nobody took goes back before anything else.
         serving.put_back(PutBack::Shut).await?;
         failpoint::hit(Point::RedisEmptied);
@@ -148,7 +149,7 @@ struct Serving<'a> {
     connection: MultiplexedConnection,
     open: bool,
     /// Makes the worker start anew.
-    recycling: Option<AbortOnDropHandle<()>>,
+    recycling: &'a mut Option<AbortOnDropHandle<()>>,
 }
 
 impl Serving<'_> {
@@ -240,9 +241,8 @@ impl Serving<'_> {
     /// Makes the worker start anew.
     fn recycle(&mut self, ends: &Ends<Links>, answered: oneshot::Receiver<()>) {
         let worker = &self.edge.worker;
-        let (remote, feeder) = (Arc::clone(&self.links.remote), Arc::clone(&self.links.feeder));
-        let hands = Recycling { remote, feeder, worker: worker.name.clone(), lane: worker.lane.clone() };
-        self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
+        let hands = Recycling { links: ends.links.clone(), worker: worker.name.clone(), lane: worker.lane.clone() };
+        *self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
     }
 
     fn rightly(&self) -> Rightly {
@@ -266,7 +266,6 @@ impl Serving<'_> {
         }
         self.open = true;
         failpoint::hit(Point::RedisOpened);
-        self.recycling = None;
         self.links.feeder.set_open(&self.edge.worker.name, true);
         Ok(())
     }

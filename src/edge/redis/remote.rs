@@ -149,9 +149,8 @@ async fn hear_answers(mut connection: MultiplexedConnection, list: String, asked
             continue;
         }
         let mut pop = cmd("RPOP");
-        // A link that is lost is somebody else's business.
-        let Ok(answer) = pop.arg(&list).query_async::<Option<Vec<u8>>>(&mut connection).await else { return };
-        let Some(answer) = answer else {
+        // A link that is lost is somebody else's business, and one that stalls goes on.
+        let Ok(Some(answer)) = pop.arg(&list).query_async::<Option<Vec<u8>>>(&mut connection).await else {
             sleep(LOOK).await;
             continue;
         };

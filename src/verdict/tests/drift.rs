@@ -137,13 +137,62 @@ fn what_is_undone_more_than_three_times_in_ten_minutes_is_left_alone_and_says_wh
 #[test]
 fn a_repair_that_fails_says_why_and_counts_for_nothing() {
     let mut gate = repairing();
-    for ms in (1_000..10_000).step_by(1_000) {
-        assert!(!gate.step(at(ms), profile(ms, ProfileState::Drifted)).repair.is_empty());
+    let failed = |ms| {
         let failure = Failure { detail: "it is a mount point".into(), remedy: "unmount it".into() };
-        gate.step(at(ms + 10), observed(ms + 10, Finding::Repair(Err(failure))));
+        observed(ms, Finding::Repair(Err(failure)))
+    };
+    assert!(!gate.step(at(1_000), profile(1_000, ProfileState::Drifted)).repair.is_empty());
+    gate.step(at(1_010), failed(1_010));
+    for ms in (2_000..60_000).step_by(1_000) {
+        // Looked at every second, it is tried again every five, by the look or by the tick.
+        let looked = gate.step(at(ms), profile(ms, ProfileState::Drifted)).repair;
+        let ticked = gate.step(at(ms + 20), Input::Tick).repair;
+        let (early, late) = (looked.is_empty(), ticked.is_empty());
+        assert_eq!((early, late), (true, ms % 5_000 != 1_000), "{ms}");
+        if !late {
+            gate.step(at(ms + 20), failed(ms + 20));
+        }
     }
     let reason = gate.records()[0].reason.clone().unwrap();
     assert!(reason.detail.contains("failed to mend it: it is a mount point") && reason.remedy == "unmount it");
+}
+
+#[test]
+fn what_fails_to_be_mended_is_tried_again_at_once_when_it_changes() {
+    let mut gate = repairing();
+    let failure = || Failure { detail: "it is no TOML".into(), remedy: "mend it".into() };
+    gate.step(at(1_000), profile(1_000, ProfileState::Drifted));
+    gate.step(at(1_010), observed(1_010, Finding::Repair(Err(failure()))));
+    let Input::Observed(mut seen) = profile(1_020, ProfileState::Drifted) else { unreachable!() };
+    assert!(gate.step(at(1_020), Input::Observed(seen.clone())).repair.is_empty());
+    let Finding::Profile(report) = &mut seen.finding else { unreachable!() };
+    report.config_hash = Some("another".into());
+    assert!(!gate.step(at(1_020), Input::Observed(seen)).repair.is_empty());
+}
+
+#[test]
+fn a_profile_that_a_repair_changes_nothing_about_is_not_mended_without_a_pause() {
+    let mut gate = repairing();
+    let unreadable = |ms| {
+        let Input::Observed(mut seen) = profile(ms, ProfileState::Drifted) else { unreachable!() };
+        let Finding::Profile(report) = &mut seen.finding else { unreachable!() };
+        // Every key is right, and the worker's user may not read it.
+        report.wrong.clear();
+        Input::Observed(seen)
+    };
+    assert!(!gate.step(at(1_000), unreadable(1_000)).repair.is_empty());
+    gate.step(at(1_010), mended(1_010));
+    assert!(gate.step(at(1_020), unreadable(1_020)).repair.is_empty());
+    assert!(!gate.step(at(6_010), unreadable(6_010)).repair.is_empty());
+}
+
+#[test]
+fn a_repair_that_new_settings_have_cut_short_is_asked_for_again() {
+    let mut gate = repairing();
+    assert!(!gate.step(at(1_000), profile(1_000, ProfileState::Drifted)).repair.is_empty());
+    assert!(gate.step(at(1_010), profile(1_010, ProfileState::Drifted)).repair.is_empty(), "it is under way");
+    gate.reconfigure(at(1_020), Policy { repair: true, ..policy(1, 1) }, [member(name(), 0)], &Changes::default());
+    assert!(!gate.step(at(1_030), profile(1_030, ProfileState::Drifted)).repair.is_empty());
 }
 
 #[test]

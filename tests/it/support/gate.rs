@@ -34,6 +34,11 @@ pub(crate) const MANAGED: &str = "# mine\nmodel = \"o5\"\napproval_policy = \"ne
 /// Debian's nobody and nogroup.
 pub(crate) const NOBODY: u32 = 65_534;
 
+/// These settings for a broker that may be a second late with a heartbeat, since it is busy with many thousands of messages.
+pub(crate) fn patient(settings: &str) -> String {
+    settings.replace("heartbeat = \"1s\"", "heartbeat = \"10s\"")
+}
+
 /// These settings for a gate that publishes on Celery's own event exchange, too.
 pub(crate) fn mirrored(settings: &str) -> String {
     settings.replacen("[evidence]", "[events]\nmirror_celeryev = true\n\n[evidence]", 1)

@@ -18,7 +18,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 use super::{mover::Way, topology};
 use crate::edge::{
     fault::{Fault, within},
-    rabbitmq::{consumed::Consuming, links::Links},
+    rabbitmq::{consumed::Consuming, links::Links, wire},
 };
 
 /// What a give-back has in hand at the most.
@@ -76,8 +76,8 @@ impl Ear {
         }
         // Before the broker counts it: a gate's own consumer must never look like a worker.
         let mut consuming = links.consumed.begin(queue.as_str());
-        let (tag, options) = (ShortString::default(), BasicConsumeOptions::default());
-        let consumer = within("consume", channel.basic_consume(queue.clone(), tag, options, arguments)).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer = wire::consume(&channel, queue.clone(), options, arguments, "consume").await?;
         consuming.has_begun();
         Ok((Self { channel, window, consuming, _permit: permit }, consumer))
     }

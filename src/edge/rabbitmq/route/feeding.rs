@@ -33,7 +33,7 @@ use super::{
 use crate::{
     edge::{
         fault::{Fault, within},
-        rabbitmq::{consumed::Others, links::Links},
+        rabbitmq::{consumed::Others, links::Links, wire},
     },
     failpoint::{self, Point},
     model::WorkerName,
@@ -166,8 +166,8 @@ impl Feeding {
         within("consume the intake", self.consume.basic_qos(qos, BasicQosOptions::default())).await?;
         let _consuming = self.links.consumed.begin(self.shared.as_str());
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        let consuming = self.consume.basic_consume(self.shared.clone(), ShortString::default(), options, arguments);
-        let mut consumer = within("consume the intake", consuming).await?;
+        let consuming = wire::consume(&self.consume, self.shared.clone(), options, arguments, "consume the intake");
+        let mut consumer = consuming.await?;
         failpoint::hit(Point::FeedConsuming);
         let mut lane = Lane { waiting: 0, consumers: 1, and_we: false, seen: Instant::now() };
         let mut hand = Hand::default();

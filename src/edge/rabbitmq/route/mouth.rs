@@ -4,11 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
-use lapin::{Channel, Confirmation, PublisherConfirm};
+use lapin::{Channel, Confirmation, PublisherConfirm, options::ConfirmSelectOptions};
 use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::topology;
 use crate::edge::{
     fault::{Fault, within},
     rabbitmq::links::Links,
@@ -84,24 +83,28 @@ impl Mouth {
 
     fn begin(links: &Arc<Links>) -> JoinHandle<Result<Channel, Fault>> {
         let links = Arc::clone(links);
-        tokio::spawn(async move { topology::publishing(&links.publish).await })
+        // Without a limit in time: lapin keeps the number of a channel whose opening is given up until the broker answers, and a
+        // connection has 2,047 of them. A link that is dead ends it.
+        tokio::spawn(async move {
+            let channel = links.publish.connection().create_channel().await;
+            let channel = channel.map_err(|error| Fault::command("open a channel", error))?;
+            let confirms = channel.confirm_select(ConfirmSelectOptions::default()).await;
+            confirms.map_err(|error| Fault::command("ask for confirms", error))?;
+            Ok(channel)
+        })
     }
 
     /// Cancel-safe.
     pub(super) async fn channel(&mut self) -> Result<Channel, Fault> {
-        loop {
-            if let Some(channel) = &self.channel {
-                return Ok(channel.clone());
-            }
-            let opening = self.opening.get_or_insert_with(|| Self::begin(&self.links));
-            let opened = opening.await;
-            self.opening = None;
-            match opened.unwrap_or_else(|panic| Err(Fault::Silent { doing: format!("open a channel ({panic})") })) {
-                Ok(channel) => self.channel = Some(channel),
-                Err(Fault::Blocked) => {}
-                Err(fault) => return Err(fault),
-            }
+        if let Some(channel) = &self.channel {
+            return Ok(channel.clone());
         }
+        let opened = self.opening.get_or_insert_with(|| Self::begin(&self.links)).await;
+        self.opening = None;
+        let channel =
+            opened.unwrap_or_else(|panic| Err(Fault::Silent { doing: format!("open a channel ({panic})") }))?;
+        self.channel = Some(channel.clone());
+        Ok(channel)
     }
 }
 

@@ -14,14 +14,16 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
+use tokio::time::timeout;
 
 use super::{
     letter::{PROBE_HEADER, header},
-    topology::{Topology, open, publishing},
+    mouth::Mouth,
+    topology::{Topology, open},
 };
 use crate::{
     edge::{
-        fault::{Fault, within},
+        fault::{COMMAND_TIMEOUT, Fault, within},
         rabbitmq::links::Links,
     },
     failpoint::{self, Point},
@@ -37,14 +39,16 @@ impl Topology<'_> {
     ///
     /// It also shows what the moving of messages needs and no declaration asks for: leave to read the holding queue, and to
     /// publish to the intake and to the anonymous exchange, by which go those that came another way.
-    pub(super) async fn prove(&self, links: &Links) -> Result<(), Fault> {
+    ///
+    /// The mouth is nobody else's, because lapin hands a message that nobody took to any publish of the same channel.
+    ///
+    /// # Errors
+    /// [`Fault::Blocked`] in an alarm; then it may be tried again with the same mouth.
+    pub(super) async fn prove(&self, links: &Links, mouth: &mut Mouth) -> Result<(), Fault> {
         let names = self.names;
         let needed = format!("{}, {}, {}, amq.gen-* and amq.default", names.intake, names.intake_held, names.holding);
-        // A channel of its own, because lapin hands a message that nobody took to any publish of the same channel.
-        let publish = publishing(&links.publish).await?;
-        let proven = self.permit(self.send_probes(links, &publish).await, &needed);
-        let _ = publish.close(200, "done".into()).await;
-        proven
+        let publish = timeout(COMMAND_TIMEOUT, mouth.channel()).await.unwrap_or(Err(Fault::Blocked))?;
+        self.permit(self.send_probes(links, &publish).await, &needed)
     }
 
     async fn send_probes(&self, links: &Links, publish: &Channel) -> Result<(), Fault> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use lapin::{Channel, Consumer};
+use lapin::{Channel, Consumer, types::ShortString};
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, sleep, sleep_until},
@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Deaf, Route,
+    mouth::Mouth,
     mover::Tally,
     names::Names,
     owner,
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     clock,
     edge::{
-        Ends, Memory,
+        Ends, Memory, SOON,
         fault::Fault,
         links::Connect,
         rabbitmq::{kept::Keeping, links::Links, remote},
@@ -84,10 +85,11 @@ pub(super) async fn serve(
         open: false,
         silenced: false,
         movers: Vec::new(),
+        untold: Vec::new(),
         feedings: Vec::new(),
         settling: None,
         progress: None,
-        recycling: None,
+        recycling: &mut memory.recycling,
         keeping: route.worker.task_events.then(|| Keeping::begin(links, &route.worker.name)),
         deaf,
         opened: Instant::now(),
@@ -97,9 +99,26 @@ pub(super) async fn serve(
     failpoint::hit(Point::OwnTakingBack);
     // What waits there came before this gate did, so it is no bypass. Nobody waits for this account.
     serving.settling = Some(Settling::new(Wanted::shut(), before, None));
-    serving.topology.prove(links).await?;
-    failpoint::hit(Point::OwnProven);
+    let mut mouth = Mouth::open(Arc::clone(links));
+    let mut proven = serving.topology.prove(links, &mut mouth).await;
     drop(ready);
+    if matches!(proven, Err(Fault::Blocked)) {
+        tracing::warn!(worker = %route.worker.name, remedy = Fault::Blocked.remedy(), "failed to {}", Fault::Blocked);
+        ends.tell(&route.worker.name, EdgeReport::Down(Fault::Blocked.reason())).await;
+    }
+    // Without letting go of the lane, or the worker would have what was taken back of it for as long as the alarm lasts.
+    while matches!(proven, Err(Fault::Blocked)) {
+        tokio::select! {
+            () = stop.cancelled() => return serving.let_go(ends).await,
+            _ = ends.links.changed() => return Err(Fault::LinkDown),
+            () = sleep(SOON) => {}
+        }
+        serving.check_movers().await?;
+        proven = serving.topology.prove(links, &mut mouth).await;
+    }
+    proven?;
+    drop(mouth);
+    failpoint::hit(Point::OwnProven);
     memory.worked = true;
     let outcome = serving.reconcile(mailbox, ends, stop).await;
     if outcome.is_ok() {
@@ -130,13 +149,15 @@ struct Serving<'a> {
     /// Whether the worker was told to consume no more, since something came past the edge that is shut now.
     silenced: bool,
     movers: Vec<Moving>,
+    /// What came past the shut edge, of movers that have ended since.
+    untold: Vec<(ShortString, ShortString, u64)>,
     /// What feeds the lane, and what fed it until a moment ago.
     feedings: Vec<(CancellationToken, AbortOnDropHandle<Result<(), Fault>>)>,
     settling: Option<Settling>,
     /// What is still being moved after its account was told.
     progress: Option<Progress>,
     /// Makes the worker start anew.
-    recycling: Option<AbortOnDropHandle<()>>,
+    recycling: &'a mut Option<AbortOnDropHandle<()>>,
     /// Keeps its task events, where that is wanted.
     keeping: Option<Keeping>,
     deaf: &'a mut Deaf,
@@ -169,7 +190,7 @@ impl Serving<'_> {
             }
             let settling = self.settling.is_some();
             let progress_at = self.progress.as_ref().map_or_else(Instant::now, Progress::look_at);
-            let folded = self.movers.iter().any(|moving| moving.tally.has_news());
+            let folded = !self.untold.is_empty() || self.movers.iter().any(|moving| moving.tally.has_news());
             // Cancel-safe: watch, notify, token and stream keep what is not taken; the timer is made anew.
             tokio::select! {
                 biased;
@@ -255,6 +276,11 @@ impl Serving<'_> {
             (Edge::Open, false) => self.open(wanted, ends).await,
             (Edge::Shut, false) | (Edge::Open, true) => {
                 ends.tell(name, EdgeReport::Is(wanted, clock::now().mono)).await;
+                if let Some(settling) = self.settling.as_mut().filter(|settling| settling.wanted.change > 0) {
+                    // Wanted otherwise and then this again, before anybody looked: it is under way.
+                    settling.wanted = wanted;
+                    return Ok(());
+                }
                 let (change, account) = (wanted.change, Account::default());
                 let blocked = self.links.is_blocked();
                 ends.tell(name, EdgeReport::Settled { change, account, exposed: None, blocked }).await;
@@ -304,7 +330,7 @@ impl Serving<'_> {
     async fn open(&mut self, wanted: Wanted, ends: &Ends<Links>) -> Result<(), Fault> {
         let urgent = self.links.rush.begin();
         self.stop_moving();
-        (self.settling, self.recycling, self.silenced) = (None, None, false);
+        (self.settling, self.silenced) = (None, false);
         // From the first command on, a fault has something to take away again.
         self.open = true;
         failpoint::hit(Point::OpenBegun);
@@ -317,7 +343,7 @@ impl Serving<'_> {
         let before = tokio::select! {
             biased;
             // Nothing but the edge itself may hold up a shut. What has begun ends by itself.
-            _ = newer.changed() => return Ok(()),
+            _ = newer.wait_for(|wanted| wanted.edge == Edge::Shut) => return Ok(()),
             before = async {
                 self.links.rush.over().await;
                 self.give_back().await
@@ -366,7 +392,9 @@ impl Serving<'_> {
         let missing = if has_come { 0 } else { before.saturating_sub(moved) };
         let account = balance(before, moved, missing.max(waiting + in_hand));
         for moving in &moving {
-            let waited = settling.before.max(moving.tally.received.load(Relaxed) + waiting);
+            let received = moving.tally.received.load(Relaxed);
+            // What the worker took before the mover had it comes no more.
+            let waited = if has_come { received } else { settling.before.max(received + waiting) };
             moving.tally.waited.store(waited, Relaxed);
         }
         let change = settling.wanted.change;

@@ -19,6 +19,7 @@ use crate::{
         celery::Command,
         fault::{Fault, is_refusal},
         rabbitmq::{
+            consumed::Others,
             remote::{self, Sent},
             route::{
                 Deaf,
@@ -88,17 +89,21 @@ impl Serving<'_> {
         if *self.deaf == Deaf::No {
             return Ok(());
         }
-        match self.consumers().await? {
-            Some(0) => {
+        let others = self.others().await?;
+        match others {
+            Some(others) if others.at_most == 0 => {
                 *self.deaf = Deaf::Perhaps;
                 self.command(Command::AddConsumer);
             }
-            Some(_) if *self.deaf == Deaf::Perhaps => *self.deaf = Deaf::No,
+            Some(others) if others.consumers > 0 && *self.deaf == Deaf::Perhaps => *self.deaf = Deaf::No,
             // Whoever declares a lane again that is gone consumes it, too.
             Some(_) | None => {}
         }
+        let is_unsure = others.is_some_and(|others| others.consumers == 0 && others.at_most > 0);
         self.hear_at = Instant::now()
             + match (self.opened.elapsed(), *self.deaf) {
+                // The gate itself ends to consume.
+                _ if is_unsure => HEAR,
                 (since, Deaf::Soon) => since.clamp(HEAR, LOOK),
                 (since, _) if since < HEAR => HEAR,
                 // It may be away for long, and each look has its price.
@@ -107,15 +112,15 @@ impl Serving<'_> {
         Ok(())
     }
 
-    /// How many consume the lane besides the gate; `None` if somebody has deleted it.
-    async fn consumers(&self) -> Result<Option<u32>, Fault> {
+    /// Who consumes the lane besides the gate; `None` if somebody has deleted it.
+    async fn others(&self) -> Result<Option<Others>, Fault> {
         // A channel of its own, because a lane that is not there ends it.
         let channel = topology::open(&self.links.control).await?;
         match self.links.consumed.others(&channel, &self.names.lane).await {
             Err(Fault::Command { error, .. }) if is_refusal(&error, 404) => Ok(None),
             others => {
                 let _ = channel.close(200, "done".into()).await;
-                Ok(Some(others?.consumers))
+                others.map(Some)
             }
         }
     }
@@ -239,6 +244,7 @@ impl Serving<'_> {
         let (ended, going): (Vec<_>, Vec<_>) = self.movers.drain(..).partition(Moving::has_ended);
         self.movers = going;
         for moving in ended {
+            self.untold.extend(moving.tally.take_bypass());
             join(moving.task).await?;
         }
         let (ended, going): (Vec<_>, Vec<_>) = self.feedings.drain(..).partition(|(_, task)| task.is_finished());

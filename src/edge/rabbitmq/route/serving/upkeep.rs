@@ -1,6 +1,6 @@
 //! Looking after the way: what somebody took apart is made again, and what came past it is reported.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures_util::try_join;
 use lapin::types::ShortString;
@@ -60,9 +60,9 @@ impl Serving<'_> {
 
     /// Makes the worker start anew.
     pub(super) fn recycle(&mut self, ends: &Ends<Links>, answered: oneshot::Receiver<()>) {
-        let (worker, links) = (&self.route.worker, Arc::clone(self.links));
+        let (worker, links) = (&self.route.worker, ends.links.clone());
         let hands = Recycling { links, worker: worker.name.clone(), lane: self.names.lane.clone() };
-        self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
+        *self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
     }
 
     /// Says how far a move has come that outlasts its account, in the log and for whoever asks.
@@ -101,7 +101,8 @@ impl Serving<'_> {
 
     /// Reports what came past the shut edge, and takes the binding away that it came by. True if there was something.
     pub(super) async fn tell_bypass(&mut self, ends: &Ends<Links>) -> Result<bool, Fault> {
-        let came: Vec<_> = self.movers.iter().flat_map(|moving| moving.tally.take_bypass()).collect();
+        let mut came = std::mem::take(&mut self.untold);
+        came.extend(self.movers.iter().flat_map(|moving| moving.tally.take_bypass()));
         if came.is_empty() {
             return Ok(false);
         }
