@@ -103,6 +103,7 @@ fn a_worker_that_has_drifted_gets_nothing_more_and_the_other_goes_on(kind: Kind)
     field.publish(marks("again-", 20));
     each_once(&app.wait_for_runs(SOON, 50), 50);
     assert!(runs_of(&app, "again-").iter().any(|mark| mark.worker == field.name(0)), "it works again");
+    facts.nth(SOON, "worker-admitted", &field.name(0), 0);
     assert!(accounts_balance(&facts) >= 2);
 }
 

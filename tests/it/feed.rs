@@ -142,7 +142,7 @@ fn a_worker_that_is_recycled_gives_back_what_it_has_and_the_other_one_runs_it(ki
     field.wait_until_both_are(&gate, "admitted");
     let mut recycled = app.worker(&field.lane(0), &field.name(0), &["-c", "1"]);
     let _other = field.worker(&app, 1);
-    field.publish(slow(20, 0.4));
+    field.publish(slow(20, 1.0));
     until(SOON, "it has all that it can hold", || {
         field.in_lane(0) == 3 && app.marks().iter().any(|mark| mark.worker == field.name(0))
     });

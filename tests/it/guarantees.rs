@@ -9,9 +9,10 @@ use crate::support::{
     celery::App,
     facts::Facts,
     flood::Flood,
-    gate::{Host, MANAGED},
+    gate::{Host, MANAGED, patient},
     proxy::{Mode, Proxy},
     rabbitmq::Broker,
+    tasks::Task,
     vhost::{Vhost, vhost},
     wait::{LONG, eventually, throughout, until},
 };
@@ -201,7 +202,7 @@ fn eight_killed_gates_under_full_load_lose_no_message() {
 #[test]
 fn an_edge_that_is_shut_under_full_load_drops_no_message() {
     let (vhost, host) = (vhost(), Host::new("shuts"));
-    let gate = host.start(&host.settings(&vhost.url(), LANE));
+    let gate = host.start(&patient(&host.settings(&vhost.url(), LANE)));
     gate.wait_for_edge(SOON, LANE, "open");
     // What is routed at the very moment of a shut must still find its way; some thousand a second, so that there is one.
     let flood = Flood::start(&vhost, "codex", LANE, "t", 60_000);
@@ -248,9 +249,9 @@ fn what_waits_in_the_lane_when_the_edge_is_shut_is_taken_back_and_runs_once_late
     gate.wait_until(SOON, LANE, "admitted");
     // One process, one task at a time: most of these wait in the lane.
     let _worker = app.worker(LANE, LANE, &["-c", "1", "--prefetch-multiplier", "1"]);
-    app.send("app.slow", "s-", 12, &[json!(0.3)]);
-    until(SOON, "the first runs", || !app.runs().is_empty());
     let mut facts = Facts::of(&vhost);
+    vhost.publish_tasks("codex", LANE, (0..12).map(|n| Task::slow(format!("s-{n}"), 0.3)));
+    until(SOON, "the first runs", || !app.runs().is_empty());
     host.set_profile(DRIFTED);
     let fact = facts.next(SOON, "worker-quarantined", LANE);
     let account = &fact.body["account"];

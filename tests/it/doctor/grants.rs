@@ -206,9 +206,12 @@ fn an_operator_looks_and_commands_with_the_printed_rights(kind: Kind) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
     };
-    let (code, out, err) = run(&["status", "--json", "--worker", &field.name(0)]);
-    assert_eq!(code, 0, "{out}{err}");
-    assert!(out.contains("\"worker_seen\":true") && err.is_empty(), "{out}{err}");
+    // One that is slow to answer is not waited for.
+    until(SOON, "the worker is seen", || {
+        let (code, out, err) = run(&["status", "--json", "--worker", &field.name(0)]);
+        assert!(code == 0 && err.is_empty(), "{out}{err}");
+        out.contains("\"worker_seen\":true")
+    });
     let (code, out, err) = run(&["hold", &field.name(0), "--reason", "by an operator"]);
     assert_eq!(code, 0, "{out}{err}");
     gate.wait_for_edge(SOON, &field.name(0), "shut");

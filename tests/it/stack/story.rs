@@ -71,6 +71,14 @@ impl<'a> Container<'a> {
         self.worker.output().lines().filter(|line| line.contains("succeeded in") && line.contains("codex-cli")).count()
     }
 
+    /// How many it has in its hands: come, and not done.
+    fn has(&self) -> usize {
+        let output = self.worker.output();
+        let of =
+            |word: &str| output.lines().filter(|line| line.contains("Task app.work[") && line.contains(word)).count();
+        of(" received") - of(" succeeded in")
+    }
+
     /// A stop of the container: the worker goes warmly, and then the gate.
     #[track_caller]
     fn stop(&mut self) {
@@ -163,8 +171,8 @@ fn tell(place: &Place, vhost: Option<&Vhost>) {
         prometheus.wait_for(r#"worker_gate_worker_reason{worker="codex-0@worker-1",code="profile_drifted"}"#, &["1"]);
     }
     let before = workers[1].done();
-    // What it had in its hands is done by then.
     until(LONG, "the other one goes on", || workers[1].done() >= before + 2);
+    until(LONG, "what it had in its hands is done", || workers[0].has() == 0);
     let (shut_out, before) = (workers[0].done(), workers[1].done());
     until(LONG, "the other one still goes on", || workers[1].done() >= before + 4);
     assert_eq!(workers[0].done(), shut_out, "it has done something while it was shut out");

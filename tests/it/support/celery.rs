@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{
     process::{self, Process, tail},
     scratch::Scratch,
-    wait::eventually,
+    wait::{LONG, eventually},
 };
 
 /// For a warm shutdown, beside what the tasks take. Celery's event loop can be over before it has seen the last task's end, and
@@ -24,7 +24,7 @@ use super::{
 /// of 358 shutdowns of a busy worker on Redis, without any gate.
 const WARM_SHUTDOWN: Duration = Duration::from_secs(60);
 /// Python, Celery and kombu need 1 to 2 s to be imported on an idle machine.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = LONG;
 
 /// An application: a broker, the routes of its producers, and the file in which its tasks leave their marks.
 pub(crate) struct App {

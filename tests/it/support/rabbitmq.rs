@@ -18,13 +18,13 @@ use serde_json::Value;
 use super::{
     process::{self, Process, free_port, tail},
     scratch::Scratch,
-    wait::{eventually, until},
+    wait::{LONG, eventually, until},
 };
 
 const BIN: &str = "/usr/lib/rabbitmq/bin";
 
 /// 6 to 12 s on an idle machine with two cores; the rest is for a busy one.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = LONG;
 
 /// Erlang's name server, on a port of our own. Without it the first node would start one as a daemon, which stays.
 static EPMD: LazyLock<(u16, Scratch, Mutex<Process>)> = LazyLock::new(|| {
