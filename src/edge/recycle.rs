@@ -25,6 +25,8 @@ const OBEYS: Duration = Duration::from_secs(10);
 /// After this a worker that has not come back is told of. A supervisor takes seconds, unless a task still runs.
 const COMES_BACK: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(250);
+/// The same for one that may stay away for good.
+const LATE_LOOK: Duration = Duration::from_secs(5);
 /// For the worker's events to name its process; there is a heartbeat every 2 s.
 const NAMES_ITSELF: Duration = Duration::from_secs(5);
 
@@ -56,9 +58,9 @@ pub(super) fn begin(
         let _ = match stop(&hands, &name, user.as_deref()).await {
             Ok((by, stopped)) => {
                 let since = Instant::now();
-                if !until(&hands, true, Some(COMES_BACK)).await {
+                if !until(&hands, true, LOOK, Some(COMES_BACK)).await {
                     let _ = tell(Recycled::Away { by: by.clone(), away: since.elapsed() }).await;
-                    until(&hands, true, None).await;
+                    until(&hands, true, LATE_LOOK, None).await;
                 }
                 tell(Recycled::Back { by, stopped, away: since.elapsed() }).await
             }
@@ -78,7 +80,7 @@ async fn stop(hands: &impl Hands, worker: &WorkerName, user: Option<&str>) -> Re
     let asking = async {
         failpoint::hit(Point::RecycleBegun);
         match hands.shut_down().await {
-            Ok(true) if until(hands, false, Some(OBEYS)).await => Ok(()),
+            Ok(true) if until(hands, false, LOOK, Some(OBEYS)).await => Ok(()),
             Ok(true) => Err(format!("it did not stop within {} s of Celery's shutdown command", OBEYS.as_secs())),
             Ok(false) => Err("its remote control is off, or it has lost its mailbox".to_owned()),
             Err(fault) => Err(format!("failed to {fault}")),
@@ -106,7 +108,7 @@ async fn stop(hands: &impl Hands, worker: &WorkerName, user: Option<&str>) -> Re
     let process = Process::find(pid, user).map_err(|not| format!("{why}, and process {pid} gets no SIGTERM: {not}"))?;
     tracing::warn!(%worker, pid, why, "the worker does not hear Celery's shutdown command: SIGTERM");
     process.terminate().map_err(|not| format!("{why}, and process {pid} got no SIGTERM: {not}"))?;
-    if until(hands, false, Some(OBEYS)).await {
+    if until(hands, false, LOOK, Some(OBEYS)).await {
         return Ok((format!("SIGTERM to process {pid}"), begin.elapsed()));
     }
     Err(format!("{why}, nor within {} s of SIGTERM to process {pid}", OBEYS.as_secs()))
@@ -114,7 +116,7 @@ async fn stop(hands: &impl Hands, worker: &WorkerName, user: Option<&str>) -> Re
 
 /// Waits until the worker consumes, or does not. Twice in a row, because a look may fall into a moment in which the worker takes up
 /// a new link.
-async fn until(hands: &impl Hands, consumes: bool, limit: Option<Duration>) -> bool {
+async fn until(hands: &impl Hands, consumes: bool, every: Duration, limit: Option<Duration>) -> bool {
     let (begin, mut seen) = (Instant::now(), 0);
     loop {
         match hands.consumes().await {
@@ -127,7 +129,7 @@ async fn until(hands: &impl Hands, consumes: bool, limit: Option<Duration>) -> b
         if limit.is_some_and(|limit| begin.elapsed() >= limit) {
             return false;
         }
-        sleep(LOOK).await;
+        sleep(every).await;
     }
 }
 
@@ -175,7 +177,7 @@ mod tests {
     async fn what_cannot_be_told_is_looked_at_again() {
         let looks = Mutex::new(vec![Some(false), None, Some(false), Some(true), Some(false)]);
         let seen = Seen { looks, asked: AtomicBool::new(false) };
-        assert!(until(&seen, false, None).await);
+        assert!(until(&seen, false, LOOK, None).await);
         assert!(seen.looks.lock().unwrap().is_empty());
     }
 }

@@ -36,6 +36,8 @@ use crate::{
 
 /// After an open, until it is looked again whether the worker consumes.
 const HEAR: Duration = Duration::from_secs(1);
+/// The same while the gate's own consumers end.
+const HEAR_SOON: Duration = Duration::from_millis(50);
 
 /// A mover at work.
 pub(super) struct Moving {
@@ -103,7 +105,7 @@ impl Serving<'_> {
         self.hear_at = Instant::now()
             + match (self.opened.elapsed(), *self.deaf) {
                 // The gate itself ends to consume.
-                _ if is_unsure => HEAR,
+                _ if is_unsure => HEAR_SOON,
                 (since, Deaf::Soon) => since.clamp(HEAR, LOOK),
                 (since, _) if since < HEAR => HEAR,
                 // It may be away for long, and each look has its price.
