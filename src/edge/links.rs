@@ -64,6 +64,19 @@ impl<L> Clone for LinkState<L> {
     }
 }
 
+/// Waits until there are links.
+///
+/// # Errors
+/// There will be none any more.
+pub(super) async fn up<L>(state: &watch::Receiver<LinkState<L>>) -> Result<Arc<L>, Fault> {
+    let mut state = state.clone();
+    let is_up = state.wait_for(|state| matches!(state, LinkState::Up(_))).await;
+    match &*is_up.map_err(|_| Fault::LinkDown)? {
+        LinkState::Up(links) => Ok(Arc::clone(links)),
+        LinkState::Down(_) => Err(Fault::LinkDown),
+    }
+}
+
 /// Keeps the links up until `stop`, then says goodbye.
 ///
 /// # Errors

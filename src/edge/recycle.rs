@@ -26,7 +26,7 @@ const OBEYS: Duration = Duration::from_secs(10);
 const COMES_BACK: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(250);
 /// The same for one that may stay away for good.
-const LATE_LOOK: Duration = Duration::from_secs(5);
+const LATE_LOOK: Duration = Duration::from_secs(2);
 /// For the worker's events to name its process; there is a heartbeat every 2 s.
 const NAMES_ITSELF: Duration = Duration::from_secs(5);
 
@@ -43,15 +43,19 @@ pub(super) trait Hands: Send + Sync {
 }
 
 /// Begins, apart and in its own time, once the worker has said what it has (`answered`). Reports what becomes of it, the last
-/// time when the worker is back or stays.
+/// time when the worker is back or stays. One that is still under way is for the same worker, and goes on.
 pub(super) fn begin(
+    recycling: &mut Option<AbortOnDropHandle<()>>,
     hands: impl Hands + 'static,
     worker: &Worker,
     reports: mpsc::Sender<(WorkerName, EdgeReport)>,
     answered: oneshot::Receiver<()>,
-) -> AbortOnDropHandle<()> {
+) {
+    if recycling.as_ref().is_some_and(|earlier| !earlier.is_finished()) {
+        return;
+    }
     let (name, user) = (worker.name.clone(), worker.run_as.user.clone());
-    AbortOnDropHandle::new(tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let _ = answered.await;
         let tell = |recycled| reports.send((name.clone(), EdgeReport::Recycled(recycled)));
         // Nobody hears it any more if the gate has stopped meanwhile.
@@ -66,7 +70,8 @@ pub(super) fn begin(
             }
             Err(why) => tell(Recycled::Stays(why)).await,
         };
-    }))
+    });
+    *recycling = Some(AbortOnDropHandle::new(task));
 }
 
 /// How the worker was made to stop consuming, and how long that took; or why it was not.
@@ -115,21 +120,26 @@ async fn stop(hands: &impl Hands, worker: &WorkerName, user: Option<&str>) -> Re
 }
 
 /// Waits until the worker consumes, or does not. Twice in a row, because a look may fall into a moment in which the worker takes up
-/// a new link.
+/// a new link. Time in which it cannot be told does not count.
 async fn until(hands: &impl Hands, consumes: bool, every: Duration, limit: Option<Duration>) -> bool {
-    let (begin, mut seen) = (Instant::now(), 0);
+    let (mut spent, mut seen) = (Duration::ZERO, 0);
     loop {
-        match hands.consumes().await {
+        let begin = Instant::now();
+        let found = hands.consumes().await;
+        match found {
             Some(found) if found == consumes => seen += 1,
             Some(_) | None => seen = 0,
         }
         if seen == 2 {
             return true;
         }
-        if limit.is_some_and(|limit| begin.elapsed() >= limit) {
+        if limit.is_some_and(|limit| spent >= limit) {
             return false;
         }
         sleep(every).await;
+        if found.is_some() {
+            spent += begin.elapsed();
+        }
     }
 }
 

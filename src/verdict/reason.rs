@@ -174,7 +174,7 @@ pub(super) fn recycled(recycled: Recycled) -> Reason {
         Recycled::Stays(why) => Reason::new(
             Code::NotRecycled,
             format!("the worker could not be made to start anew: {why}"),
-            "restart the worker; its edge is shut meanwhile",
+            "restart the worker",
         ),
     }
 }

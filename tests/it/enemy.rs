@@ -217,6 +217,31 @@ fn a_gate_that_starts_in_an_alarm_keeps_the_lane_to_itself_for_as_long_as_that_l
 }
 
 #[test]
+fn a_gate_that_starts_in_an_alarm_goes_on_when_rabbitmq_takes_back_what_it_has_had_for_too_long() {
+    let (vhost, host) = (Vhost::on(Broker::fresh()), Host::new("alarm-long"));
+    let settings = host.settings(&vhost.url(), LANE);
+    let gate = host.start(&settings);
+    gate.wait_until(SOON, LANE, "admitted");
+    assert!(gate.stop().success());
+    vhost.publish("", LANE, numbers(400));
+    // Instead of half an hour, looked at once a minute.
+    let set = |key: &str| format!("application:set_env(rabbit, {key}, 1000)");
+    vhost.broker().ctl(&["eval", &format!("{}, {}.", set("consumer_timeout"), set("channel_tick_interval"))]);
+    vhost.broker().memory_alarm(true);
+    let gate = host.start(&settings);
+    until(SOON, "it cannot prove its way", || gate.log().contains("RabbitMQ takes none"));
+    let is_there = || vhost.is_intercepted(LANE);
+    for _ in 0..3 {
+        until(SOON, "it holds the lane", is_there);
+        until(SOON, "RabbitMQ has it back", || !is_there());
+    }
+    vhost.broker().memory_alarm(false);
+    gate.wait_until(LONG, LANE, "admitted");
+    vhost.wait_for_messages(LONG, LANE, 400);
+    assert!(gate.stop().success());
+}
+
+#[test]
 fn a_worker_that_was_told_to_stop_consuming_consumes_again_after_a_lost_link() {
     const MANY: usize = 15_000;
     let (vhost, host) = (vhost(), Host::new("deaf"));

@@ -1,8 +1,6 @@
 //! What recycling needs, on RabbitMQ: the worker's mailbox, its events, and how many consume its lane.
 
-use std::sync::Arc;
-
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::types::ShortString;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -16,7 +14,7 @@ use crate::{
     edge::{
         celery::{self, Command},
         fault::Fault,
-        links::LinkState,
+        links::{self, LinkState},
         recycle::Hands,
     },
     model::WorkerName,
@@ -31,23 +29,15 @@ pub(super) struct Recycling {
     pub(super) lane: ShortString,
 }
 
-impl Recycling {
-    fn links(&self) -> Result<Arc<Links>, Fault> {
-        match &*self.links.borrow() {
-            LinkState::Up(links) => Ok(Arc::clone(links)),
-            LinkState::Down(_) => Err(Fault::LinkDown),
-        }
-    }
-}
-
 impl Hands for Recycling {
     async fn shut_down(&self) -> Result<bool, Fault> {
-        let sent = remote::send(&*self.links()?, &self.worker, self.lane.as_str(), Command::Shutdown).await?;
+        let sent =
+            remote::send(&*links::up(&self.links).await?, &self.worker, self.lane.as_str(), Command::Shutdown).await?;
         Ok(sent == Sent::Delivered)
     }
 
     async fn process(&self) -> Result<u32, Fault> {
-        let channel = wire::open(&self.links()?.moves).await?;
+        let channel = wire::open(&links::up(&self.links).await?.moves).await?;
         let mut events = wire::hear_heartbeats(&channel).await?;
         let node = celery::node(&self.worker);
         let pid = loop {
@@ -63,7 +53,7 @@ impl Hands for Recycling {
     }
 
     async fn consumes(&self) -> Option<bool> {
-        let links = self.links().ok()?;
+        let links = links::up(&self.links).now_or_never()?.ok()?;
         let channel = wire::open(&links.control).await.ok()?;
         let lane = links.consumed.others(&channel, &self.lane).await.ok()?;
         let _ = channel.close(200, "done".into()).await;

@@ -242,7 +242,7 @@ impl Serving<'_> {
     fn recycle(&mut self, ends: &Ends<Links>, answered: oneshot::Receiver<()>) {
         let worker = &self.edge.worker;
         let hands = Recycling { links: ends.links.clone(), worker: worker.name.clone(), lane: worker.lane.clone() };
-        *self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
+        recycle::begin(self.recycling, hands, worker, ends.reports.clone(), answered);
     }
 
     fn rightly(&self) -> Rightly {

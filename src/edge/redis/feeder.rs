@@ -142,9 +142,11 @@ impl Feeder {
         self.slots().get(name)?.process
     }
 
-    /// Whether the worker has been heard of lately.
-    pub(super) fn is_heard(&self, name: &WorkerName) -> bool {
-        self.slots().get(name).is_some_and(|slot| slot.presence.is_heard(Instant::now()))
+    /// Whether the worker has been heard of lately; `None` if it had no time yet to be heard here.
+    pub(super) fn is_heard(&self, name: &WorkerName) -> Option<bool> {
+        let (now, slots) = (Instant::now(), self.slots());
+        let presence = &slots.get(name)?.presence;
+        presence.is_known(now).then(|| presence.is_heard(now))
     }
 
     /// The worker with this Celery node name has said, as this process, that it is there; or, without one, that it goes.

@@ -21,6 +21,7 @@ const LATER_TRIAL: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct Presence {
     offline_after: Duration,
+    since: Instant,
     heard: Option<Instant>,
     ever_heard: bool,
     /// It says itself that it does not consume the lane.
@@ -40,6 +41,7 @@ impl Presence {
     pub(super) fn new(now: Instant, offline_after: Duration) -> Self {
         Self {
             offline_after,
+            since: now,
             heard: None,
             ever_heard: false,
             elsewhere: false,
@@ -154,6 +156,11 @@ impl Presence {
     /// Whether it was heard within the time that three heartbeats take.
     pub(super) fn is_heard(&self, now: Instant) -> bool {
         self.heard.is_some_and(|heard| now - heard < SILENCE)
+    }
+
+    /// Whether silence says anything: it was heard before, or has been listened to for as long.
+    pub(super) fn is_known(&self, now: Instant) -> bool {
+        self.ever_heard || now - self.since >= SILENCE
     }
 
     fn may_be_tried(&self, now: Instant) -> bool {

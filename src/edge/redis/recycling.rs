@@ -1,12 +1,18 @@
 //! What recycling needs, on Redis: remote control, and what the feeder has heard of the worker.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::{sync::watch, time::sleep};
 
 use super::links::Links;
 use crate::{
-    edge::{celery::Command, fault::Fault, links::LinkState, recycle::Hands},
+    edge::{
+        celery::Command,
+        fault::Fault,
+        links::{self, LinkState},
+        recycle::Hands,
+    },
     model::WorkerName,
 };
 
@@ -21,24 +27,15 @@ pub(super) struct Recycling {
     pub(super) lane: String,
 }
 
-impl Recycling {
-    fn links(&self) -> Result<Arc<Links>, Fault> {
-        match &*self.links.borrow() {
-            LinkState::Up(links) => Ok(Arc::clone(links)),
-            LinkState::Down(_) => Err(Fault::LinkDown),
-        }
-    }
-}
-
 impl Hands for Recycling {
     async fn shut_down(&self) -> Result<bool, Fault> {
         // Every worker of the database hears it, so whether this one did shows in nothing but what it does.
-        self.links()?.remote.send(&self.worker, &self.lane, Command::Shutdown).await.map(|()| true)
+        links::up(&self.links).await?.remote.send(&self.worker, &self.lane, Command::Shutdown).await.map(|()| true)
     }
 
     async fn process(&self) -> Result<u32, Fault> {
         loop {
-            if let Some(pid) = self.links()?.feeder.process(&self.worker) {
+            if let Some(pid) = links::up(&self.links).await?.feeder.process(&self.worker) {
                 return Ok(pid);
             }
             sleep(LOOK).await;
@@ -46,9 +43,9 @@ impl Hands for Recycling {
     }
 
     async fn consumes(&self) -> Option<bool> {
-        let links = self.links().ok()?;
+        let links = links::up(&self.links).now_or_never()?.ok()?;
         let consumes = links.remote.consumes(&self.worker, &self.lane).await;
         // Remote control may be off. A worker that shuts down says so in an event.
-        consumes.or_else(|| Some(links.feeder.is_heard(&self.worker)))
+        consumes.or_else(|| links.feeder.is_heard(&self.worker))
     }
 }

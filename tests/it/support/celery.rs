@@ -218,6 +218,10 @@ impl Worker {
         self.process.stop(WARM_SHUTDOWN)
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.ended().is_some()
+    }
+
     /// Waits for the same, which somebody else has asked for.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {

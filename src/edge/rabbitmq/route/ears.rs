@@ -17,7 +17,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
 use super::{mover::Way, topology};
 use crate::edge::{
-    fault::{Fault, within},
+    fault::{Fault, is_refusal, within},
     rabbitmq::{consumed::Consuming, links::Links, wire},
 };
 
@@ -124,6 +124,8 @@ impl Ears {
     pub(super) async fn next(&mut self) -> Result<(Origin, Delivery), Fault> {
         match self.heard.next().await {
             Some((ear, Some(Ok(delivery)))) => Ok(((ear, delivery.delivery_tag), delivery)),
+            // What was not acked for half an hour RabbitMQ takes back (`consumer_timeout`), and that happens only in an alarm.
+            Some((_, Some(Err(error)))) if is_refusal(&error, 406) => Err(Fault::Blocked),
             Some((_, Some(Err(error)))) => Err(Fault::command("consume", error)),
             Some((_, None)) | None => Err(Fault::command("consume", lapin::ErrorKind::InvalidChannel(0).into())),
         }

@@ -3,7 +3,7 @@
 //! The probe carries the worker's own key, so it also finds a binding of somebody else's on that key: with one, the broker
 //! would see no need for the alternate exchange, and what came while the edge is shut would be lost to the worker.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{
@@ -43,12 +43,17 @@ impl Topology<'_> {
     /// The mouth is nobody else's, because lapin hands a message that nobody took to any publish of the same channel.
     ///
     /// # Errors
-    /// [`Fault::Blocked`] in an alarm; then it may be tried again with the same mouth.
-    pub(super) async fn prove(&self, links: &Links, mouth: &mut Mouth) -> Result<(), Fault> {
+    /// [`Fault::Blocked`] in an alarm; the mouth has a channel again once that is over.
+    pub(super) async fn prove(&self, links: &Arc<Links>, mouth: &mut Mouth) -> Result<(), Fault> {
         let names = self.names;
         let needed = format!("{}, {}, {}, amq.gen-* and amq.default", names.intake, names.intake_held, names.holding);
         let publish = timeout(COMMAND_TIMEOUT, mouth.channel()).await.unwrap_or(Err(Fault::Blocked))?;
-        self.permit(self.send_probes(links, &publish).await, &needed)
+        let proven = self.permit(self.send_probes(links, &publish).await, &needed);
+        if matches!(proven, Err(Fault::Blocked)) {
+            // The probe may still come back, and would to the next one on its channel.
+            *mouth = Mouth::open(Arc::clone(links));
+        }
+        proven
     }
 
     async fn send_probes(&self, links: &Links, publish: &Channel) -> Result<(), Fault> {
@@ -121,7 +126,8 @@ impl Topology<'_> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let doing = "publish the probe message";
         let publish = publish.basic_publish(entry.clone(), key.into(), options, b"worker-gate probe", properties);
-        let confirm = match within(doing, within(doing, publish).await?).await {
+        let confirm = async { within(doing, within(doing, publish).await?).await };
+        let confirm = match confirm.await {
             // Only publishing is stopped by an alarm; the other connections are sound.
             Err(Fault::Silent { .. }) => return Err(Fault::Blocked),
             confirm => confirm?,

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     clock,
     edge::{
-        Ends, Memory, SOON,
+        Ends, Memory,
         fault::Fault,
         links::Connect,
         rabbitmq::{kept::Keeping, links::Links, remote},
@@ -95,10 +95,8 @@ pub(super) async fn serve(
         opened: Instant::now(),
         hear_at: Instant::now(),
     };
-    let before = serving.take_back().await?;
+    serving.begin_shut().await?;
     failpoint::hit(Point::OwnTakingBack);
-    // What waits there came before this gate did, so it is no bypass. Nobody waits for this account.
-    serving.settling = Some(Settling::new(Wanted::shut(), before, None));
     let mut mouth = Mouth::open(Arc::clone(links));
     let mut proven = serving.topology.prove(links, &mut mouth).await;
     drop(ready);
@@ -108,13 +106,21 @@ pub(super) async fn serve(
     }
     // Without letting go of the lane, or the worker would have what was taken back of it for as long as the alarm lasts.
     while matches!(proven, Err(Fault::Blocked)) {
-        tokio::select! {
+        // Cancel-safe, all of them.
+        let is_over = tokio::select! {
             () = stop.cancelled() => return serving.let_go(ends).await,
             _ = ends.links.changed() => return Err(Fault::LinkDown),
-            () = sleep(SOON) => {}
+            opened = mouth.channel() => opened.map(|_| true)?,
+            () = serving.bell.notified() => false,
+        };
+        match serving.check_movers().await {
+            Err(Fault::Blocked) => serving.begin_shut().await?,
+            checked => checked?,
         }
-        serving.check_movers().await?;
-        proven = serving.topology.prove(links, &mut mouth).await;
+        if is_over {
+            let _ready = links.ready.acquire().await;
+            proven = serving.topology.prove(links, &mut mouth).await;
+        }
     }
     proven?;
     drop(mouth);
@@ -167,6 +173,14 @@ struct Serving<'a> {
 }
 
 impl Serving<'_> {
+    /// Empties the lane of a worker that is owned and not proven yet. What waits there came before this gate did, so it is no bypass.
+    /// Nobody waits for this account.
+    async fn begin_shut(&mut self) -> Result<(), Fault> {
+        let before = self.take_back().await?;
+        self.settling = Some(Settling::new(Wanted::shut(), before, None));
+        Ok(())
+    }
+
     /// Says that the gate owns the worker, then follows what is wanted and watches what moves.
     async fn reconcile(
         &mut self,

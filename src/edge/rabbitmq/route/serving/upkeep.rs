@@ -62,7 +62,7 @@ impl Serving<'_> {
     pub(super) fn recycle(&mut self, ends: &Ends<Links>, answered: oneshot::Receiver<()>) {
         let (worker, links) = (&self.route.worker, ends.links.clone());
         let hands = Recycling { links, worker: worker.name.clone(), lane: self.names.lane.clone() };
-        *self.recycling = Some(recycle::begin(hands, worker, ends.reports.clone(), answered));
+        recycle::begin(self.recycling, hands, worker, ends.reports.clone(), answered);
     }
 
     /// Says how far a move has come that outlasts its account, in the log and for whoever asks.
